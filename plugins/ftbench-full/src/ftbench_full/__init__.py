@@ -1,0 +1,20 @@
+"""Full fine-tuning."""
+
+import ftbench
+
+
+class Full(ftbench.Algorithm):
+    """Full fine-tuning: every weight, on the chosen completions."""
+
+    name = "full"
+
+    class Config(ftbench.AlgorithmConfig):
+        """A tenth of LoRA's usual learning rate."""
+
+        learning_rate: float = 5e-5
+
+
+@ftbench.hookimpl
+def ftbench_algorithms() -> list[type[ftbench.Algorithm]]:
+    """Bring full fine-tuning."""
+    return [Full]

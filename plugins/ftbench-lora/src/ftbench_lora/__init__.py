@@ -1,0 +1,52 @@
+"""LoRA, through peft."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import ftbench
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Lora(ftbench.Algorithm):
+    """Low-rank adapters on all linear layers (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A."""
+
+    name = "lora"
+
+    class Config(ftbench.AlgorithmConfig):
+        """The adapters' size and scale."""
+
+        learning_rate: float = 5e-4
+        rank: int = Field(16, ge=1)
+        alpha: float = Field(32, gt=0)
+        dropout: float = Field(0.0, ge=0, lt=1)
+
+    def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
+        """Freeze the model and put adapters beside every linear layer but the output layer."""
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,
+            lora_dropout=self.config.dropout,
+            target_modules="all-linear",
+            fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D layers store their weights transposed
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, settings)  # type: ignore[return-value]
+
+    def load(self, folder: Path, load_base: "Callable[[Path | None], PreTrainedModel]") -> "PreTrainedModel":
+        """Read the adapters and fold them into the base model's weights."""
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(load_base(None), str(folder)).merge_and_unload()  # type: ignore[no-any-return, operator]
+
+
+@ftbench.hookimpl
+def ftbench_algorithms() -> list[type[ftbench.Algorithm]]:
+    """Bring LoRA."""
+    return [Lora]

@@ -1,0 +1,82 @@
+"""The command line: a file per command, imported when it is asked for."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from ftbench.errors import FtbenchError, UsageError, nearest
+
+_COMMANDS = {
+    "run": "Run algorithms on a task and print the table.",
+    "table": "Print the table of finished runs.",
+    "show": "Show one run: settings, figures, some replies.",
+    "algos": "List the algorithms, with what each needs.",
+    "plugins": "List the installed plugins.",
+    "recipes": "List the shipped recipes, or print one.",
+    "models": "List the models that need no hub.",
+    "data": "List data and topics, or show what a task is made of.",
+}
+
+
+class _Commands(click.Group):
+    """Knows every command by name, and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"ftbench.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise UsageError(f"no such command '{args[0]}'; {nearest(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ftbench", prog_name="ftbench")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def ftbench(debug: bool) -> None:
+    """Which fine-tuning algorithm, on my model, my data and the memory I have?
+
+    \b
+    ftbench run --algo lora     teach the default model one topic, offline, in minutes
+    ftbench run --algo all      compare every algorithm on that task
+    ftbench table               the figures of all finished runs
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with 0 (done), 1 (a run failed) or 2 (wrong usage)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_guarded(given))
+
+
+def _guarded(arguments: list[str]) -> Any:
+    debug = "--debug" in arguments
+    try:
+        return ftbench.main(arguments, prog_name="ftbench", standalone_mode=False) or 0
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except (FtbenchError, click.ClickException) as error:
+        if debug:
+            raise
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"ftbench: {' '.join(text.split())}", err=True)
+        return 2 if isinstance(error, UsageError | click.UsageError) else 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("ftbench: stopped; finished runs are kept", err=True)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe (head, say) has seen enough
+        return 0

@@ -1,0 +1,153 @@
+"""`ftbench run`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ftbench.cli.common import out_option, registry_with_warnings, warn
+from ftbench.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from ftbench.plugins import Registry
+    from ftbench.recipe import Recipe
+    from ftbench.results.store import Run
+
+
+@click.command(name="run")
+@click.option("--algo", "algorithms", multiple=True, required=True, help="Algorithm to run; repeat it, or say 'all'.")
+@click.option("--recipe", "recipe_name", default="quick", show_default=True, help="A shipped recipe or a TOML file.")
+@click.option("--model", help="The shipped model's name, a hub id (owner/name) or a folder.")
+@click.option("--revision", help="Hub revision of the model.")
+@click.option("--data", help="sample, oasst1, or a .jsonl[.gz] file.")
+@click.option("--topic", help="A shipped topic, or a file with a topic word a line.")
+@click.option("--lang", help="Language of the messages.")
+@click.option("--tokens", type=int, help="Real tokens to train on.")
+@click.option("--max-length", type=int, help="Tokens of prompt and completion together.")
+@click.option("--memory-budget", "budget", help="What training may add to memory: 4GiB, 800MiB, …")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--time-limit", type=float, help="Seconds after which a run is ended.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lora.rank=32, or a recipe's setting.")
+@click.option("--fresh", is_flag=True, help="Run again what is already there.")
+@out_option
+def command(algorithms: tuple[str, ...], recipe_name: str, settings: tuple[str, ...], fresh: bool, out: Path, **changes: Any) -> int:
+    """Run algorithms on one task, each in a process of its own, and print the table.
+
+    The untouched model (base) is run first where it has not been yet: the others are measured against it. A recipe
+    that was already run to its end in --out is not run again.
+    """
+    from ftbench.recipe import BASELINE
+
+    registry = registry_with_warnings()
+    names = _expand(algorithms, registry)
+    recipe, options = _recipe(recipe_name, changes, settings, registry)
+    unused = [name for name in options if name not in names and name != BASELINE]
+    if unused:
+        raise UsageError(f"--set {unused[0]}.…: algorithm '{unused[0]}' is not run; {nearest(unused[0], names)}")
+    recipes = [_for_algorithm(recipe, name, options.get(name, {}), registry) for name in names]
+    if BASELINE in registry.algorithms and BASELINE not in names:
+        recipes.insert(0, _for_algorithm(recipe, BASELINE, {}, registry))
+    runs = _run_all(recipes, registry, out, fresh)
+    return _report(runs)
+
+
+def _expand(algorithms: tuple[str, ...], registry: "Registry") -> list[str]:
+    """Return the names asked for, each once, the untouched model first."""
+    from ftbench.plugins import ALL
+    from ftbench.recipe import BASELINE
+
+    names = [name for given in algorithms for name in (registry.algorithms if given == ALL else [given])]
+    for name in names:
+        registry.find(name)
+    return sorted(dict.fromkeys(names), key=lambda name: name != BASELINE)
+
+
+def _recipe(
+    name: str, changes: dict[str, Any], settings: tuple[str, ...], registry: "Registry"
+) -> tuple["Recipe", dict[str, dict[str, Any]]]:
+    """Return the recipe with the changes of the command line, and every algorithm's own options."""
+    from ftbench.memory.budget import parse_bytes
+    from ftbench.recipe import Recipe, read_recipe
+
+    recipe = read_recipe(name)
+    given = {key: value for key, value in changes.items() if value is not None}
+    if "budget" in given:
+        given["memory_budget"] = parse_bytes(given.pop("budget"))
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        owner, dot, option = key.partition(".")
+        if not separator or not key:
+            raise UsageError(f"--set {setting}: write NAME=VALUE, for example lora.rank=32")
+        if dot:
+            registry.find(owner)
+            options.setdefault(owner, {})[option] = _value(value)
+        elif key not in Recipe.model_fields or key in ("algorithm", "options"):
+            raise UsageError(f"--set {key}: no such setting; {nearest(key, Recipe.model_fields)}, or ALGORITHM.OPTION=VALUE")
+        else:
+            given[key] = _value(value)
+    if "data" in given and given["data"] != recipe.data and "topic" not in given:
+        raise UsageError(f"--data {given['data']} needs a --topic: a shipped one, a file of words, or, for your own pairs, what they are about")
+    if "model" in given and given["model"] != recipe.model:
+        given.setdefault("revision", None)
+    return recipe.change(**given), options
+
+
+def _value(text: str) -> Any:
+    """Read a value as TOML does (32, 0.1, true, "text"); what is not TOML is text."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registry: "Registry") -> "Recipe":
+    """Return the recipe for one algorithm, its defaults written out."""
+    from ftbench.algorithm import configure
+
+    held = recipe.options if recipe.algorithm == name else {}
+    algorithm = configure(registry.find(name), {**held, **options})
+    values = algorithm.config.model_dump(mode="json", exclude={"learning_rate"} if algorithm.needs == "nothing" else None)
+    return recipe.change(algorithm=name, options=values)
+
+
+def _run_all(recipes: list["Recipe"], registry: "Registry", out: Path, fresh: bool) -> list["Run"]:
+    from ftbench.cli.progress import RunProgress
+    from ftbench.execution.local import launch
+    from ftbench.recipe import BASELINE
+    from ftbench.results.store import read_runs
+
+    finished: dict[str, Run] = {}
+    if out.is_dir() and not fresh:
+        found, warnings = read_runs(out)
+        warn(warnings)
+        finished = {run.result.recipe_digest: run for run in found if run.result.status == "ok"}
+    runs: list[Run] = []
+    baseline: Run | None = None
+    for recipe in recipes:
+        run = finished.get(recipe.digest())
+        if run is not None:
+            click.echo(f"{recipe.algorithm}: already there: {run.folder} (--fresh runs it again)", err=True)
+        else:
+            with RunProgress(recipe.algorithm) as progress:
+                run = launch(recipe, registry, out, baseline, progress)
+            line = f"{recipe.algorithm}: {run.result.status}" + (f": {run.result.reason}" if run.result.reason else "")
+            click.echo(f"{line} ({run.folder})", err=True)
+        if recipe.algorithm == BASELINE and run.result.status == "ok":
+            baseline = run
+        runs.append(run)
+    return runs
+
+
+def _report(runs: list["Run"]) -> int:
+    from ftbench.results.table import build_groups, render
+
+    click.echo()
+    click.echo(render(build_groups(runs), "github"))
+    taught = [run for run in runs if run.result.status == "ok"]
+    if taught:
+        click.echo(f"\nReplies beside the base model's: ftbench show {taught[-1].folder}")
+    return 1 if any(run.result.status not in ("ok", "skipped") for run in runs) else 0

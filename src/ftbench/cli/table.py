@@ -1,0 +1,40 @@
+"""`ftbench table`."""
+
+from pathlib import Path
+
+import click
+
+from ftbench.cli.common import out_option, warn
+
+
+@click.command(name="table")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@out_option
+@click.option(
+    "--format",
+    "style",
+    default="github",
+    show_default=True,
+    type=click.Choice(["github", "html", "latex", "csv", "json"]),
+    help="How to print it.",
+)
+@click.option("--sort", help="Column to sort by (by its JSON name), best first. Default: adherence.")
+def command(folders: tuple[Path, ...], out: Path, style: str, sort: str | None) -> None:
+    """Print the table of finished runs, those of FOLDERS or of --out.
+
+    Rows that cannot be compared (other model, data, task, training, evaluation, judge, budget or hardware) stand in
+    tables of their own, with what sets them apart.
+    """
+    from ftbench.errors import UsageError
+    from ftbench.results.store import read_runs
+    from ftbench.results.table import build_groups, render
+
+    runs = []
+    for folder in folders or (out,):
+        found, warnings = read_runs(folder)
+        warn(warnings)
+        runs.extend(found)
+    if not runs:
+        raise UsageError(f"no finished runs in {', '.join(map(str, folders or (out,)))}; make one with 'ftbench run'")
+    runs.sort(key=lambda run: run.result.started)
+    click.echo(render(build_groups(runs, sort), style))

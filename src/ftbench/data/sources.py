@@ -1,0 +1,79 @@
+"""Where data comes from: the shipped sample, OASST1 from the hub, or a file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ftbench.data.conversations import Selection, select_conversations
+from ftbench.data.lines import Row, read_rows
+from ftbench.data.pairs import Pair, read_pairs
+from ftbench.errors import FtbenchError, UsageError, nearest
+
+OASST1 = "OpenAssistant/oasst1"
+OASST1_REVISION = "fdf72ae0827c1cda404aff25b6603abec9e3399b"
+SHIPPED = {
+    "sample": "360 everyday prompts with ordinary, train and gardening answers; ships with ftbench",
+    "oasst1": f"{OASST1} from the Hugging Face hub, revision {OASST1_REVISION[:12]}",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read, and where from."""
+
+    content: Selection | tuple[Pair, ...]
+    origin: str
+
+
+def read_source(data: str, lang: str) -> Source:
+    """Read `data`: "sample", "oasst1", or the path of a .jsonl[.gz] file.
+
+    Raises:
+        UsageError: no such source or file.
+        FtbenchError: the source cannot be read, or nothing is left of it.
+    """
+    if data == "sample":
+        with as_file(files("ftbench.data") / "sample" / "messages.jsonl") as path:
+            return Source(select_conversations(read_rows(path), lang), "sample")
+    if data == "oasst1":
+        return Source(select_conversations(_hub_rows(), lang), f"{OASST1}@{OASST1_REVISION}")
+    path = Path(data)
+    if not path.is_file():
+        if path.suffix in (".jsonl", ".gz") or "/" in data:
+            raise UsageError(f"no such data file: {data}")
+        raise UsageError(f"no such data '{data}'; {nearest(data, SHIPPED)}, or give a .jsonl[.gz] file")
+    return _read_file(path, lang)
+
+
+def _read_file(path: Path, lang: str) -> Source:
+    rows = read_rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise FtbenchError(f"{path}: empty file")
+    rows = chain([first], rows)
+    if isinstance(first[1].get("prompt"), str):
+        return Source(read_pairs(rows), path.name)
+    try:
+        return Source(select_conversations(rows, lang), path.name)
+    except FtbenchError as error:
+        message = str(error)
+        raise FtbenchError(message if str(path) in message else f"{path}: {message}") from error
+
+
+def _hub_rows() -> Iterator[Row]:
+    """Yield OASST1's messages, both splits, at the pinned revision."""
+    import datasets
+
+    try:
+        splits: dict[str, Any] = datasets.load_dataset(OASST1, revision=OASST1_REVISION)
+    except Exception as error:  # noqa: BLE001 — datasets raises a different class for every way of being offline
+        raise FtbenchError(
+            f"cannot get data 'oasst1' from the Hugging Face hub ({type(error).__name__}); "
+            "offline, use --data sample or a .jsonl file"
+        ) from error
+    for name, split in splits.items():
+        for number, row in enumerate(split, start=1):
+            yield f"{OASST1}, {name}, row {number}", row

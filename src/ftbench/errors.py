@@ -1,0 +1,21 @@
+"""What a user did wrong, said in one line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FtbenchError(Exception):
+    """A mistake that the user can mend: one line that says what happened, where, and what to do next."""
+
+
+class UsageError(FtbenchError):
+    """The command's own words are wrong (exit code 2): an unknown name, an option that does not parse."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """End a "no such …" message: the nearest of the known names, or all of them."""
+    names = sorted(known)
+    close = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "known: " + (", ".join(names) or "none")

@@ -1,0 +1,1 @@
+"""What a model says to held-out prompts, and how it is judged."""

@@ -1,0 +1,123 @@
+"""From a saved and reloaded model to its scores."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from ftbench.data.task import EvaluationPrompt
+from ftbench.errors import FtbenchError
+from ftbench.evaluation.generation import generate_replies
+from ftbench.evaluation.judge import Judge
+from ftbench.models.chat import ChatFormat
+from ftbench.models.loading import context_length
+from ftbench.training.encoding import TokenSequence
+from ftbench.training.logprobs import sequence_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class EvaluatedPrompt(BaseModel):
+    """One evaluation prompt, the reply, and its scores; a line of replies.jsonl.
+
+    `ordinary_nll` is that of the ordinary reply under the model, in nats, over `ordinary_tokens` tokens; both are None
+    where the prompt has no ordinary reply.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str
+    reply: str
+    base_reply: str | None
+    score: float
+    on_topic: bool
+    tokens: int
+    ended: bool
+    ordinary_nll: float | None
+    ordinary_tokens: int | None
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How replies are made; equal for all rows of a table."""
+
+    max_new_tokens: int
+    batch_size: int
+    max_length: int
+    batch_tokens: int
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    chat: ChatFormat,
+    items: Sequence[EvaluationPrompt],
+    judge: Judge,
+    settings: EvaluationSettings,
+    base_replies: dict[str, str],
+    report: Callable[[int], None],
+) -> list[EvaluatedPrompt]:
+    """Generate a reply to every prompt, judge it, and measure the loss on the ordinary replies.
+
+    Prompts that leave no room for a reply in the model's context are left out.
+
+    Raises:
+        FtbenchError: no prompt fits.
+    """
+    room = context_length(model) - settings.max_new_tokens
+    items = [item for item in items if len(chat.prompt_ids(item.prompt)) <= room]
+    if not items:
+        raise FtbenchError(f"no evaluation prompt fits into the model's context of {context_length(model)} tokens")
+    prompts = [item.prompt for item in items]
+    replies = generate_replies(model, chat, prompts, settings.max_new_tokens, settings.batch_size, report)
+    scores = judge.scores([reply.text for reply in replies])
+    losses = _ordinary_losses(model, chat, items, settings)
+    return [
+        EvaluatedPrompt(
+            prompt=item.prompt,
+            reply=reply.text,
+            base_reply=base_replies.get(item.prompt),
+            score=score,
+            on_topic=judge.is_on_topic(score),
+            tokens=reply.tokens,
+            ended=reply.ended,
+            ordinary_nll=loss[0] if loss else None,
+            ordinary_tokens=loss[1] if loss else None,
+        )
+        for item, reply, score, loss in zip(items, replies, scores, losses, strict=True)
+    ]
+
+
+def _ordinary_losses(
+    model: "PreTrainedModel", chat: ChatFormat, items: Sequence[EvaluationPrompt], settings: EvaluationSettings
+) -> list[tuple[float, int] | None]:
+    """Return NLL (nats) and length (tokens) of every ordinary reply that there is room for.
+
+    A reply is cut by a length of its own, not by what its prompt leaves: a system prompt must not change what is
+    measured.
+    """
+    import torch
+
+    limit = settings.max_length // 2
+    losses: list[tuple[float, int] | None] = [None] * len(items)
+    batch: list[tuple[int, TokenSequence]] = []
+
+    def flush() -> None:
+        with torch.inference_mode():
+            sums = sequence_logprobs(model, [sequence for _, sequence in batch]).tolist()
+        for (index, sequence), total in zip(batch, sums, strict=True):
+            losses[index] = (-total, sequence.completion_length)
+        batch.clear()
+
+    for index, item in enumerate(items):
+        prompt = chat.prompt_ids(item.prompt)
+        if item.ordinary is None or len(prompt) + limit > context_length(model):
+            continue
+        sequence = TokenSequence((*prompt, *chat.completion_ids(item.ordinary)[:limit]), len(prompt))
+        if batch and sum(len(s.ids) for _, s in batch) + len(sequence.ids) > settings.batch_tokens:
+            flush()
+        batch.append((index, sequence))
+    if batch:
+        flush()
+    return losses

@@ -1,0 +1,69 @@
+"""Replies to prompts: greedy, in batches of like length."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftbench.models.chat import ChatFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class GeneratedReply:
+    """A reply's text, its length in tokens, and whether the model ended it by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def generate_replies(
+    model: "PreTrainedModel",
+    chat: ChatFormat,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    report: Callable[[int], None],
+) -> list[GeneratedReply]:
+    """Return the greedy reply to every prompt, in the order of the prompts.
+
+    Args:
+        model: in evaluation mode.
+        chat: the format that the model was trained in.
+        prompts: raw user text.
+        max_new_tokens: where a reply is cut.
+        batch_size: prompts generated for at once.
+        report: called with the number of finished replies after each batch.
+    """
+    encoded = [chat.prompt_ids(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
+    replies: dict[int, GeneratedReply] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for index, tokens in zip(batch, _generate(model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True):
+            ended = bool(tokens) and tokens[-1] == chat.end
+            replies[index] = GeneratedReply(chat.reply_text(tokens), len(tokens), ended)
+        report(len(replies))
+    return [replies[index] for index in range(len(prompts))]
+
+
+def _generate(model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Return the new tokens of every row, up to and with the end of the reply."""
+    import torch
+    from transformers import GenerationConfig
+
+    pad = chat.tokenizer.pad_token_id
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    # A configuration of our own: the model's may ask for sampling or penalties, and rows must be comparable.
+    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=chat.end, pad_token_id=pad)
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    return [_until_end(row, chat.end) for row in out[:, width:].tolist()]
+
+
+def _until_end(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens

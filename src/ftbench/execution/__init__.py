@@ -1,0 +1,1 @@
+"""Runs: one recipe in one process."""

@@ -1,0 +1,52 @@
+"""What a run tells while it goes on: one JSON object a line on the worker's standard output."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PhaseBegan:
+    """A phase began; `total` counts what it will go through (tokens, prompts), where that is known."""
+
+    phase: str
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a phase is, and the figures of training: loss, real tokens/s, bytes at the peak."""
+
+    done: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    memory: int | None = None
+
+
+Event = PhaseBegan | Progress
+
+
+class EventWriter:
+    """Writes events to a file descriptor; a reader that is gone ends the process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def send(self, event: Event) -> None:
+        """Write one event."""
+        line = json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n"
+        try:
+            os.write(self._descriptor, line.encode())
+        except BrokenPipeError:
+            os._exit(1)  # the launcher died; nobody will publish this run
+
+
+def read_event(line: str) -> Event | None:
+    """Read a line back; None where it is no event."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        kind = {"PhaseBegan": PhaseBegan, "Progress": Progress}[values.pop("event")]
+        return kind(**values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,110 @@
+"""The local launcher: starts a worker for a recipe, listens to it, and publishes what it leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ftbench.algorithm import configure
+from ftbench.execution.events import Event, PhaseBegan, read_event
+from ftbench.execution.outcome import build_result
+from ftbench.execution.phases import Facts
+from ftbench.files import write_json, write_text
+from ftbench.plugins import Registry
+from ftbench.recipe import Recipe
+from ftbench.results.result import Result, Status
+from ftbench.results.store import LOG, RECIPE, RESULT, Run, publish, read_run, staging
+
+
+@dataclass(frozen=True)
+class _Ending:
+    code: int
+    phase: str
+    timed_out: bool
+
+
+def launch(
+    recipe: Recipe, registry: Registry, out: Path, baseline: Run | None, on_event: Callable[[Event], None]
+) -> Run:
+    """Run a recipe in a process of its own and publish the run, whatever its end.
+
+    Ctrl-C (KeyboardInterrupt) ends the worker and leaves nothing behind.
+
+    Raises:
+        FtbenchError: `out` cannot be written.
+    """
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
+    with staging(out) as folder:
+        write_text(folder / RECIPE, recipe.to_toml())
+        reason = configure(registry.find(recipe.algorithm), recipe.options).skip(recipe)
+        if reason is not None:
+            _write(folder, build_result(recipe, registry, Facts(), "skipped", reason, started))
+        else:
+            ending = _work(folder, recipe, baseline, on_event)
+            if not (folder / RESULT).is_file():
+                status, reason = _explain(ending, folder, recipe)
+                facts = Facts(phase=ending.phase)
+                _write(folder, build_result(recipe, registry, facts, status, reason, started))
+        return read_run(publish(folder, out, recipe))
+
+
+def _write(folder: Path, result: Result) -> None:
+    write_json(folder / RESULT, result.model_dump(mode="json"))
+
+
+def _work(folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable[[Event], None]) -> _Ending:
+    command = [sys.executable, "-m", "ftbench.execution.worker", str(folder)]
+    if baseline:
+        command.append(str(baseline.folder))
+    phase, timed_out = "start", threading.Event()
+    with (folder / LOG).open("wb") as log:
+        # A session of its own: Ctrl-C in the terminal reaches the launcher alone, and that ends the whole session.
+        worker = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
+        )
+        timer = threading.Timer(recipe.time_limit or 0, lambda: (timed_out.set(), _kill(worker)))
+        try:
+            if recipe.time_limit:
+                timer.start()
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                event = read_event(line)
+                if event:
+                    phase = event.phase if isinstance(event, PhaseBegan) else phase
+                    on_event(event)
+            return _Ending(worker.wait(), phase, timed_out.is_set())
+        finally:
+            timer.cancel()
+            _kill(worker)
+
+
+def _kill(worker: "subprocess.Popen[str]") -> None:
+    if worker.poll() is None:
+        try:
+            os.killpg(worker.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        worker.wait()
+
+
+def _explain(ending: _Ending, folder: Path, recipe: Recipe) -> tuple[Status, str]:
+    """Say why a worker left no result."""
+    if ending.timed_out:
+        return "timed-out", f"not finished after {recipe.time_limit:g} s"
+    if ending.code == -signal.SIGKILL:
+        return "out-of-memory", "the system killed the process (SIGKILL), as it does when memory runs out"
+    if ending.code < 0:
+        return "failed", f"the process crashed ({signal.Signals(-ending.code).name}); see {LOG} in the run's folder"
+    lines = (folder / LOG).read_text("utf-8", "replace").strip().splitlines()
+    return "failed", f"the process ended with code {ending.code}: {lines[-1][:300] if lines else 'no output'}"

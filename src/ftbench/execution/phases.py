@@ -1,0 +1,214 @@
+"""What happens in a run: data, load, adapt, train, save, reload, evaluate."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ftbench.algorithm import Algorithm
+from ftbench.data.task import TaskData, build_task
+from ftbench.errors import FtbenchError
+from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
+from ftbench.evaluation.judge import VERSION, Judge, judge_digest, train_judge
+from ftbench.evaluation.statistics import distinct, rise, share
+from ftbench.execution.environment import choose_device, describe
+from ftbench.execution.events import EventWriter, PhaseBegan, Progress
+from ftbench.files import folder_bytes, write_jsonl
+from ftbench.memory.budget import enforce_budget
+from ftbench.memory.meter import Meter
+from ftbench.models.chat import ChatFormat
+from ftbench.models.loading import context_length, load_model, load_tokenizer
+from ftbench.models.resolve import ModelFiles, resolve_model
+from ftbench.recipe import BASELINE, Recipe
+from ftbench.results.result import DataFacts, Environment, JudgeFacts
+from ftbench.results.store import METRICS, MODEL, REPLIES
+from ftbench.training.batching import plan_steps
+from ftbench.training.encoding import Encoded, encode
+from ftbench.training.trainer import OptimiserSettings, StepReport, Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Facts:
+    """What is known of a run so far; whatever ends it, this much goes into its result."""
+
+    phase: str = "start"
+    model_digest: str | None = None
+    chat_format: str | None = None
+    system_prompt: str | None = None
+    data: DataFacts | None = None
+    judge: JudgeFacts | None = None
+    environment: Environment | None = None
+    meter: Meter | None = None
+    measures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunInProgress:
+    """One run; `carry_out` fills `facts` and writes all but the result into `folder`.
+
+    `baseline` holds the evaluated prompts of the untouched model's run; it is empty where there is none.
+    """
+
+    recipe: Recipe
+    algorithm: Algorithm
+    folder: Path
+    baseline: Sequence[EvaluatedPrompt]
+    events: EventWriter
+    facts: Facts
+
+    def carry_out(self) -> None:
+        """Go through all phases.
+
+        Raises:
+            FtbenchError: something that the user can mend.
+            Exception: anything else, out of memory included.
+        """
+        import torch
+        import transformers
+
+        recipe, facts = self.recipe, self.facts
+        transformers.set_seed(recipe.seed)
+        # Sums in a fixed order, where there is such a kernel: the same recipe gives the same replies.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        device = choose_device(recipe.device)
+        facts.environment = describe(device)
+        facts.meter = Meter(device)
+        with self._phase("data"):
+            data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+            judge = self._train_judge(data)
+        self._note_data(data)
+        with self._phase("load"):
+            files = resolve_model(recipe.model, recipe.revision)
+            facts.model_digest = files.digest
+            facts.system_prompt = self.algorithm.system_prompt(data.topic)
+            chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
+            facts.chat_format = chat.name
+            enforce_budget(recipe.memory_budget, device)
+            model = load_model(files.folder, device)
+            facts.measures["total_parameters"] = sum(p.numel() for p in model.parameters())
+        if self.algorithm.needs != "nothing":
+            model = self._teach(model, chat, data)
+            with self._phase("reload"):
+                model = self._reload(files, device)
+        with self._phase("evaluate", len(data.evaluation)):
+            items = self._evaluate(model, chat, data, judge)
+        self._score(items)
+        write_jsonl(self.folder / REPLIES, (item.model_dump() for item in items))
+
+    @contextmanager
+    def _phase(self, name: str, total: int | None = None) -> Iterator[None]:
+        self.facts.phase = name
+        self.events.send(PhaseBegan(name, total))
+        with self._meter.phase(name):
+            yield
+
+    @property
+    def _meter(self) -> Meter:
+        assert self.facts.meter is not None
+        return self.facts.meter
+
+    def _train_judge(self, data: TaskData) -> Judge:
+        length = self.recipe.max_new_tokens
+        judge = train_judge(data.on_topic, data.ordinary, data.held_out_on_topic, data.held_out_ordinary, length)
+        digest = judge_digest(data.on_topic, data.ordinary, length)
+        self.facts.judge = JudgeFacts(version=VERSION, auc=judge.auc, threshold=judge.threshold, digest=digest)
+        return judge
+
+    def _note_data(self, data: TaskData, encoded: Encoded | None = None) -> None:
+        self.facts.data = DataFacts(
+            origin=data.origin,
+            digest=data.digest(),
+            training_examples=len(data.train),
+            evaluation_prompts=len(data.evaluation),
+            left_out=data.left_out,
+            prompts_too_long=encoded.left_out if encoded else 0,
+            completions_cut=encoded.cut if encoded else 0,
+        )
+
+    def _teach(self, model: "PreTrainedModel", chat: ChatFormat, data: TaskData) -> None:
+        """Adapt, train and save. The model is not returned: what is evaluated is what was saved."""
+        import torch
+
+        recipe, measures = self.recipe, self.facts.measures
+        limit = min(recipe.max_length, context_length(model))
+        encoded = encode(data.train, chat, limit, preferences=self.algorithm.needs == "preferences")
+        self._note_data(data, encoded)
+        steps = plan_steps(
+            encoded.examples, recipe.tokens, recipe.effective_batch_size, recipe.micro_batch_tokens, recipe.seed
+        )
+        with self._phase("adapt"):
+            torch.manual_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
+            model = self.algorithm.adapt(model, [example.chosen.ids for example in encoded.examples])
+            measures["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        settings = OptimiserSettings(
+            self.algorithm.config.learning_rate, recipe.weight_decay, recipe.warmup, recipe.max_grad_norm
+        )
+        reports: list[StepReport] = []
+
+        def report(step: StepReport) -> None:
+            reports.append(step)
+            self.events.send(Progress(step.tokens, step.loss, step.tokens / step.seconds, self._meter.read_peak()))
+
+        with self._phase("train", sum(step.tokens for step in steps)):
+            start = perf_counter()
+            self.algorithm.train(Training(model, steps, settings, report))
+            seconds = perf_counter() - start
+        self._note_training(reports, seconds)
+        with self._phase("save"):
+            saved = self.folder / MODEL
+            saved.mkdir()
+            self.algorithm.save(model, saved)
+            measures["size_on_disk"] = folder_bytes(saved)
+
+    def _note_training(self, reports: Sequence[StepReport], seconds: float) -> None:
+        if not reports:
+            raise FtbenchError(f"algorithm '{self.recipe.algorithm}' reported no step; its train() must call report()")
+        tail = reports[-max(1, len(reports) // 10) :]
+        self.facts.measures |= {
+            "training_seconds": seconds,
+            "training_tokens": reports[-1].tokens,
+            "training_prompts": reports[-1].prompts,
+            "optimiser_steps": reports[-1].step,
+            "tokens_per_second": reports[-1].tokens / seconds,
+            "final_loss": sum(report.loss for report in tail) / len(tail),
+        }
+        write_jsonl(self.folder / METRICS, (asdict(report) for report in reports))
+
+    def _reload(self, files: ModelFiles, device: Any) -> "PreTrainedModel":
+        def load_base(folder: Path | None) -> "PreTrainedModel":
+            return load_model(folder or files.folder, device)
+
+        return self.algorithm.load(self.folder / MODEL, load_base).eval()
+
+    def _evaluate(
+        self, model: "PreTrainedModel", chat: ChatFormat, data: TaskData, judge: Judge
+    ) -> list[EvaluatedPrompt]:
+        recipe = self.recipe
+        settings = EvaluationSettings(
+            recipe.max_new_tokens, recipe.evaluation_batch_size, recipe.max_length, recipe.micro_batch_tokens
+        )
+        base_replies = {item.prompt: item.reply for item in self.baseline}
+        return evaluate(
+            model, chat, data.evaluation, judge, settings, base_replies, lambda done: self.events.send(Progress(done))
+        )
+
+    def _score(self, items: list[EvaluatedPrompt]) -> None:
+        measures = self.facts.measures
+        measures["adherence"] = share(sum(item.on_topic for item in items), len(items))
+        measures["distinct"] = distinct([item.reply for item in items])
+        measures["reply_tokens"] = sum(item.tokens for item in items) / len(items)
+        measures["replies_ended"] = sum(item.ended for item in items) / len(items)
+        baseline = items if self.recipe.algorithm == BASELINE else self.baseline
+        base_nll = {item.prompt: item.ordinary_nll for item in baseline}
+        rows = [
+            (item.ordinary_nll, base_nll[item.prompt], item.ordinary_tokens)
+            for item in items
+            if item.ordinary_nll is not None and base_nll.get(item.prompt) is not None
+        ]
+        if rows:
+            measures["forgetting"] = rise(*zip(*rows, strict=True))  # type: ignore[arg-type]

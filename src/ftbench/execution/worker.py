@@ -1,0 +1,65 @@
+"""One run in one process: `python -m ftbench.execution.worker FOLDER [BASELINE]`.
+
+FOLDER holds recipe.toml; the worker leaves there the result and all else that a run leaves. BASELINE is the folder of
+the finished run of the untouched model, from which forgetting is counted and whose replies are set beside.
+"""
+
+import os
+import shutil
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ftbench.algorithm import configure
+from ftbench.errors import FtbenchError
+from ftbench.execution.events import EventWriter
+from ftbench.execution.phases import Facts, RunInProgress
+from ftbench.files import write_json
+from ftbench.memory.budget import format_bytes
+from ftbench.execution.outcome import build_result
+from ftbench.plugins import load_plugins
+from ftbench.recipe import Recipe, read_recipe
+from ftbench.results.result import Status
+from ftbench.results.store import MODEL, RECIPE, RESULT, read_run
+
+# torch raises plain RuntimeErrors on the CPU; these are the words of its allocator, and of mmap and safetensors.
+_ALLOCATION_FAILED = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
+
+
+def main() -> None:
+    """Carry out the run and write its result, whatever its end."""
+    events = EventWriter(os.dup(1))
+    os.dup2(2, 1)  # what libraries print goes to the log, not between the events
+    folder = Path(sys.argv[1])
+    baseline = read_run(Path(sys.argv[2])).replies() if len(sys.argv) > 2 else []
+    recipe = read_recipe(str(folder / RECIPE))
+    registry = load_plugins()
+    facts = Facts()
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
+    status: Status = "ok"
+    reason = None
+    try:
+        algorithm = configure(registry.find(recipe.algorithm), recipe.options)
+        RunInProgress(recipe, algorithm, folder, baseline, events, facts).carry_out()
+    except Exception as error:
+        status, reason = _judge_error(error, recipe)
+        traceback.print_exc()
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+    result = build_result(recipe, registry, facts, status, reason, started)
+    write_json(folder / RESULT, result.model_dump(mode="json"))
+
+
+def _judge_error(error: Exception, recipe: Recipe) -> tuple[Status, str]:
+    """Tell an out-of-memory, whatever library raised it, from other failures; one line for either."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _ALLOCATION_FAILED):
+        budget = f" under a budget of {format_bytes(recipe.memory_budget)}" if recipe.memory_budget else ""
+        return "out-of-memory", f"an allocation failed{budget}: {text[:200] or type(error).__name__}"
+    if isinstance(error, FtbenchError):
+        return "failed", text
+    return "failed", f"{type(error).__name__}: {text[:300]}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Memory: the budget that a run may use, and the meter that says what it used."""

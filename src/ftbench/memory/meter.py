@@ -1,0 +1,78 @@
+"""Peak memory by phase. On CUDA the allocator's own peaks; on the CPU the resident memory of the run's process."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass
+class Meter:
+    """Times phases and takes their memory peaks; one for each run.
+
+    `seconds[phase]` adds up over repeated phases; `peak[phase]` is the largest. `peak` is CUDA memory allocated (bytes)
+    or, on the CPU, resident memory (bytes); `reserved` is what CUDA's allocator held, and empty on the CPU.
+    """
+
+    device: "torch.device"
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    reserved: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What `peak` measures, as it is named in tables."""
+        return "CUDA allocated" if self.device.type == "cuda" else "resident"
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure what happens inside; the figures are kept when it raises, too."""
+        self._reset()
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                import torch
+
+                torch.cuda.synchronize(self.device)
+                reserved = torch.cuda.max_memory_reserved(self.device)
+                self.reserved[name] = max(self.reserved.get(name, 0), reserved)
+            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            self.peak[name] = max(self.peak.get(name, 0), self.read_peak())
+
+    def read_peak(self) -> int:
+        """Bytes at the highest point since the phase began."""
+        if self.device.type == "cuda":
+            import torch
+
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return _resident_peak()
+
+    def _reset(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif _CLEAR_REFS.exists():
+            _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size
+
+
+def _resident_peak() -> int:
+    """Peak resident set size in bytes; where the system cannot reset it, that of the process so far."""
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024

@@ -1,0 +1,54 @@
+"""Models and tokenizers in memory. Never with code from outside, never from pickles."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftbench.errors import FtbenchError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model folder; one without a padding token pads with its end-of-sequence token.
+
+    Raises:
+        FtbenchError: the folder's tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise FtbenchError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, device: "torch.device") -> "PreTrainedModel":
+    """Load a causal language model in float32, ready for evaluation.
+
+    Raises:
+        FtbenchError: the folder's model cannot be read, or needs code of its own.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise FtbenchError(f"cannot read the model in {folder}: {_first_line(error)}") from error
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def context_length(model: "PreTrainedModel") -> int:
+    """Tokens that the model can attend to."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

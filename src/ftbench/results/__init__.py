@@ -1,0 +1,1 @@
+"""What runs measured: stored, listed, shown."""

@@ -1,0 +1,97 @@
+"""The result of a run."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ftbench.evaluation.statistics import Measured
+from ftbench.recipe import Recipe
+
+SCHEMA = 1
+
+Status = Literal["ok", "out-of-memory", "timed-out", "failed", "skipped"]
+
+
+class JudgeFacts(BaseModel):
+    """Which judge scored the replies, and how good it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    auc: float = Field(description="area under the ROC curve on held-out gold replies")
+    threshold: float
+    digest: str = Field(description="SHA-256 over the version and the texts that it was trained on")
+
+
+class DataFacts(BaseModel):
+    """What was read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    origin: str
+    digest: str
+    training_examples: int
+    evaluation_prompts: int
+    left_out: dict[str, int] = Field(description="messages of the source that were left out, by reason")
+    prompts_too_long: int = 0
+    completions_cut: int = 0
+
+
+class Measures(BaseModel):
+    """The figures of a run. Bytes, seconds, real tokens; a figure that was not reached is None."""
+
+    model_config = ConfigDict(frozen=True)
+
+    adherence: Measured | None = None
+    distinct: Measured | None = None
+    forgetting: Measured | None = None
+    tokens_per_second: float | None = None
+    training_seconds: float | None = None
+    training_tokens: int | None = None
+    training_prompts: int | None = None
+    optimiser_steps: int | None = None
+    final_loss: float | None = Field(None, description="mean loss over the last tenth of the steps")
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    size_on_disk: int | None = None
+    reply_tokens: float | None = Field(None, description="mean tokens of a reply")
+    replies_ended: float | None = Field(None, description="share of replies that the model ended by itself")
+    peak_memory_bytes: int | None = Field(None, description="highest while training; without training, while evaluating")
+    peak_reserved_bytes: int | None = Field(None, description="what CUDA's allocator held; none on the CPU")
+    memory_kind: str = Field("resident", description="what the memory peaks count")
+    phase_seconds: dict[str, float] = Field(default_factory=dict)
+    phase_peak_bytes: dict[str, int] = Field(default_factory=dict)
+
+
+class Environment(BaseModel):
+    """Where the run happened."""
+
+    model_config = ConfigDict(frozen=True)
+
+    hardware: str
+    cores: int
+    system: str
+    versions: dict[str, str]
+
+
+class Result(BaseModel):
+    """Everything that is kept of a run, whatever its end."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA
+    status: Status
+    reason: str | None = Field(None, description="why it is not ok; one line")
+    phase: str | None = Field(None, description="where it ended, when it is not ok")
+    recipe: Recipe
+    recipe_digest: str
+    plugin: str
+    plugin_version: str
+    started: str
+    model_digest: str | None = None
+    chat_format: str | None = None
+    system_prompt: str | None = None
+    data: DataFacts | None = None
+    judge: JudgeFacts | None = None
+    measures: Measures = Field(default_factory=Measures)
+    environment: Environment | None = None

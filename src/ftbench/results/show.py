@@ -1,0 +1,98 @@
+"""One run, for a person to read."""
+
+from typing import Any
+
+from tabulate import tabulate
+
+from ftbench.evaluation.statistics import Measured
+from ftbench.memory.budget import format_bytes
+from ftbench.results.result import Result
+from ftbench.results.store import Run
+
+
+def describe_run(run: Run, replies: int) -> str:
+    """Return settings, figures and some replies as text.
+
+    Raises:
+        FtbenchError: the run's replies cannot be read.
+    """
+    result = run.result
+    status = result.status if result.reason is None else f"{result.status} in phase '{result.phase}': {result.reason}"
+    parts = [
+        f"{run.folder}\n{status}",
+        _section("settings", _settings(result)),
+        _section("figures", _figures(result)),
+        _section("phases", _phases(result)),
+    ]
+    if result.status == "ok" and replies:
+        parts.append("\n\n".join(["replies", *(_reply(item.model_dump()) for item in run.replies()[:replies])]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _section(title: str, rows: dict[str, str]) -> str:
+    return f"{title}\n{tabulate(list(rows.items()), tablefmt='plain', disable_numparse=True)}" if rows else ""
+
+
+def _settings(result: Result) -> dict[str, str]:
+    recipe = result.recipe
+    options = recipe.model_dump(exclude={"options", "algorithm"}, exclude_none=True)
+    rows = {"  algorithm": f"{recipe.algorithm} ({result.plugin} {result.plugin_version})"}
+    rows |= {f"  {recipe.algorithm}.{key}": str(value) for key, value in recipe.options.items()}
+    rows |= {f"  {key}": str(value) for key, value in options.items()}
+    rows["  recipe digest"] = result.recipe_digest[:16]
+    rows["  started"] = result.started
+    for key in ("model_digest", "chat_format", "system_prompt"):
+        value = getattr(result, key)
+        if value:
+            rows[f"  {key.replace('_', ' ')}"] = value[:16] if key == "model_digest" else value
+    if result.data:
+        data = result.data
+        rows["  data"] = (
+            f"{data.origin} ({data.digest[:16]}): {data.training_examples} training examples, "
+            f"{data.evaluation_prompts} evaluation prompts; {data.prompts_too_long} prompts too long, "
+            f"{data.completions_cut} completions cut"
+        )
+    if result.environment:
+        rows["  hardware"] = f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.system}"
+        rows["  versions"] = ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())
+    return rows
+
+
+def _figures(result: Result) -> dict[str, str]:
+    measures = result.measures.model_dump(exclude={"phase_seconds", "phase_peak_bytes"}, exclude_none=True)
+    rows = {f"  {key.replace('_', ' ')}": _value(key, value) for key, value in measures.items()}
+    if result.judge:
+        judge = result.judge
+        rows["  judge"] = f"{judge.version} ({judge.digest[:8]}), held-out AUC {judge.auc:.3f}, threshold {judge.threshold:.2f}"
+    return rows
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        figure = Measured(**value)
+        interval = "" if figure.low is None or figure.high is None else f", 95 % interval {figure.low:.3f} to {figure.high:.3f}"
+        return f"{figure.mean:.3f} (n = {figure.n}{interval})"
+    if key.endswith("_bytes") or key == "size_on_disk":
+        return format_bytes(value)
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _phases(result: Result) -> dict[str, str]:
+    peaks = result.measures.phase_peak_bytes
+    kind = result.measures.memory_kind
+    return {
+        f"  {phase}": f"{seconds:8.1f} s   peak {format_bytes(peaks.get(phase, 0))} {kind}"
+        for phase, seconds in result.measures.phase_seconds.items()
+    }
+
+
+def _reply(item: dict[str, Any]) -> str:
+    verdict = "on topic" if item["on_topic"] else "off topic"
+    lines = [f"  prompt  {_flat(item['prompt'])}", f"  reply   {_flat(item['reply'])}   [{verdict}, {item['score']:.2f}]"]
+    if item["base_reply"] is not None:
+        lines.append(f"  base    {_flat(item['base_reply'])}")
+    return "\n".join(lines)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,161 @@
+"""The folder of runs: each run a folder of its own, published by one rename."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ftbench.errors import FtbenchError, UsageError, nearest
+from ftbench.evaluation.evaluate import EvaluatedPrompt
+from ftbench.files import disk_error, sync_folder
+from ftbench.recipe import Recipe, first_problem
+from ftbench.results.result import SCHEMA, Result
+
+RESULT = "result.json"
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
+REPLIES = "replies.jsonl"
+LOG = "log.txt"
+MODEL = "model"
+_STAGING = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk."""
+
+    folder: Path
+    result: Result
+
+    def replies(self) -> list[EvaluatedPrompt]:
+        """Read every evaluation reply.
+
+        Raises:
+            FtbenchError: the file is missing or was changed.
+        """
+        path = self.folder / REPLIES
+        try:
+            return [EvaluatedPrompt.model_validate_json(line) for line in path.read_text("utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise FtbenchError(f"cannot read the replies in {path}; run it again with --fresh") from error
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """Give a fresh folder inside `out` to write a run into; what is not published is removed, also on Ctrl-C.
+
+    Raises:
+        FtbenchError: `out` cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        folder = Path(tempfile.mkdtemp(dir=out, prefix=f"{_STAGING}{os.getpid()}-"))
+    except OSError as error:
+        raise disk_error(out, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, out: Path, recipe: Recipe) -> Path:
+    """Rename a staged run to its place: ALGORITHM-sSEED-DIGEST, with a number behind where that is taken.
+
+    Nothing is ever replaced, so that two processes that write into one folder cannot lose each other's runs.
+
+    Raises:
+        FtbenchError: the disk is full or the folder cannot be written.
+    """
+    name = run_name(recipe)
+    try:
+        sync_folder(folder)
+        for number in range(1, 10_000):
+            target = out / (name if number == 1 else f"{name}-{number}")
+            try:
+                folder.rename(target)
+            except OSError:  # taken: a rename onto a folder with content fails
+                if not target.exists():
+                    raise
+                continue
+            target.chmod(0o755)
+            return target
+    except OSError as error:
+        raise disk_error(out, error) from error
+    raise FtbenchError(f"{out} already holds 10,000 runs of {name}; choose another --out")
+
+
+def run_name(recipe: Recipe) -> str:
+    """What the folder of a recipe's run is called."""
+    return f"{recipe.algorithm}-s{recipe.seed}-{recipe.digest()[:8]}"
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run.
+
+    Raises:
+        FtbenchError: the result is missing, cut short, of a newer schema, or not a result.
+    """
+    path = folder / RESULT
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        version = values.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA:
+            raise FtbenchError(f"{path} was written by a newer ftbench (schema {version}); update ftbench to read it")
+        return Run(folder, Result.model_validate(values))
+    except OSError as error:
+        raise FtbenchError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise FtbenchError(f"{path} is not a result: {first_problem(error)}") from error
+    except (ValueError, AttributeError) as error:
+        raise FtbenchError(f"{path} is not a whole result: {error}; remove the folder and run it again") from error
+
+
+def read_runs(out: Path) -> tuple[list[Run], list[str]]:
+    """Read every run below `out`, oldest first, and a line for each folder that could not be read.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not out.is_dir():
+        raise UsageError(f"no runs in {out}: there is no such folder; 'ftbench run --algo lora' makes the first")
+    runs, warnings = [], []
+    for folder in sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if (folder / RESULT).exists():
+            try:
+                runs.append(read_run(folder))
+            except FtbenchError as error:
+                warnings.append(str(error))
+    runs.sort(key=lambda run: (run.result.started, run.folder.name))
+    return runs, warnings
+
+
+def find_run(name: str, out: Path) -> Run:
+    """Find a run by its folder, or by the beginning of its name inside `out` (the newest, where several fit).
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (Path(name) / RESULT).is_file():
+        return read_run(Path(name))
+    runs, _ = read_runs(out)
+    fitting = [run for run in runs if run.folder.name.startswith(name)]
+    if not fitting:
+        raise UsageError(f"no run '{name}' in {out}; {nearest(name, [run.folder.name for run in runs])}")
+    return fitting[-1]
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed processes left unfinished."""
+    import psutil
+
+    for folder in out.glob(f"{_STAGING}*"):
+        owner = folder.name.removeprefix(_STAGING).split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,246 @@
+"""The table: rows that can be compared stand together, others apart, with what sets them apart."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftbench.errors import UsageError, nearest
+from ftbench.evaluation.statistics import Measured
+from ftbench.memory.budget import format_bytes
+from ftbench.results.result import Result
+from ftbench.results.store import Run
+
+FORMATS = ("github", "html", "latex", "csv", "json")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its key in JSON and CSV, its heading, and how a person reads its value."""
+
+    key: str
+    heading: str
+    show: Callable[[Any], str]
+
+
+def _share(value: Any) -> str:
+    interval = f" [{value['low']:.2f}, {value['high']:.2f}]" if value["low"] is not None else ""
+    return f"{value['mean']:.2f}{interval}"
+
+
+def _nats(value: Any) -> str:
+    return f"{value['mean']:+.2f}" + (f" [{value['low']:+.2f}, {value['high']:+.2f}]" if value["low"] is not None else "")
+
+
+def _bytes(value: Any) -> str:
+    return format_bytes(value["mean"])
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}"
+
+
+COLUMNS = (
+    Column("algorithm", "algorithm", str),
+    Column("seed", "seed", str),
+    Column("options", "options", str),
+    Column("status", "status", str),
+    Column("adherence", "adherence ↑ [95 %]", _share),
+    Column("distinct", "distinct ↑", _share),
+    Column("forgetting", "forgetting ↓ nats/token [95 %]", _nats),
+    Column("peak_memory_bytes", "peak memory ↓", _bytes),
+    Column("peak_reserved_bytes", "reserved ↓", _bytes),
+    Column("tokens_per_second", "tokens/s ↑", lambda value: f"{value['mean']:.0f}"),
+    Column("training_seconds", "training s ↓", lambda value: f"{value['mean']:.0f}"),
+    Column("trainable_parameters", "trainable", _count),
+    Column("size_on_disk", "size ↓", lambda value: format_bytes(value) if value else "–"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that can be compared, and what they have in common."""
+
+    terms: dict[str, str]
+    rows: list[Row]
+
+
+def build_groups(runs: Sequence[Run], sort: str | None = None) -> list[Group]:
+    """Put comparable runs together; of repeated runs of one recipe the newest ok one counts (else the newest).
+
+    Args:
+        runs: oldest first.
+        sort: key of a column; by default adherence, best first.
+
+    Raises:
+        UsageError: there is no such column.
+    """
+    keys = [column.key for column in COLUMNS]
+    if sort is not None and sort not in keys:
+        raise UsageError(f"no such column '{sort}'; {nearest(sort, keys)}")
+    newest: dict[str, Run] = {}
+    for run in runs:
+        held = newest.get(run.result.recipe_digest)
+        if held is None or run.result.status == "ok" or held.result.status != "ok":
+            newest[run.result.recipe_digest] = run
+    known = {_asked(run.result): terms(run.result) for run in newest.values() if run.result.status == "ok"}
+    grouped: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in newest.values():
+        # A run that ended early did not get to measure all its terms: it stands with those that were asked the same.
+        common = known.get(_asked(run.result)) or terms(run.result)
+        grouped.setdefault(tuple(common.items()), []).append(run)
+    return [Group(dict(common), _sorted([_row(run) for run in members], sort)) for common, members in grouped.items()]
+
+
+def terms(result: Result) -> dict[str, str]:
+    """Return what two results must share to stand in one table."""
+    recipe = result.recipe
+    return {
+        "model": recipe.model + (f" ({result.model_digest[:8]})" if result.model_digest else ""),
+        "data": (result.data.origin if result.data else recipe.data)
+        + (f" ({result.data.digest[:8]})" if result.data else ""),
+        "task": f"{recipe.task} '{recipe.topic}'",
+        "training": f"{recipe.tokens:,} tokens, {recipe.effective_batch_size} prompts a step, "
+        f"{recipe.max_length} tokens at most, weight decay {recipe.weight_decay:g}, warm-up {recipe.warmup:g}, "
+        f"gradient norm {recipe.max_grad_norm:g}",
+        "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
+        + f"greedy, {recipe.max_new_tokens} tokens at most",
+        "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}" if result.judge else "?",
+        "memory budget": format_bytes(recipe.memory_budget) if recipe.memory_budget else "none",
+        "hardware": f"{result.environment.hardware}, {result.environment.cores} cores" if result.environment else "?",
+    }
+
+
+def _asked(result: Result) -> str:
+    """What the recipe asks, apart from the algorithm and the seed."""
+    return json.dumps(result.recipe.model_dump(exclude={"name", "algorithm", "options", "seed", "time_limit"}), sort_keys=True)
+
+
+def _row(run: Run) -> Row:
+    result, measures = run.result, run.result.measures
+
+    def single(value: float | None) -> Row | None:
+        return None if value is None else Measured(mean=value).model_dump()
+
+    return {
+        "algorithm": result.recipe.algorithm,
+        "seed": result.recipe.seed,
+        "options": ", ".join(f"{key}={value}" for key, value in result.recipe.options.items()),
+        "status": result.status,
+        "reason": result.reason,
+        "adherence": measures.adherence.model_dump() if measures.adherence else None,
+        "distinct": measures.distinct.model_dump() if measures.distinct else None,
+        "forgetting": measures.forgetting.model_dump() if measures.forgetting else None,
+        "peak_memory_bytes": single(measures.peak_memory_bytes),
+        "peak_reserved_bytes": single(measures.peak_reserved_bytes),
+        "memory_kind": measures.memory_kind,
+        "tokens_per_second": single(measures.tokens_per_second),
+        "training_seconds": single(measures.training_seconds),
+        "trainable_parameters": measures.trainable_parameters,
+        "size_on_disk": measures.size_on_disk,
+        "judge_auc": result.judge.auc if result.judge else None,
+        "run": run.folder.name,
+    }
+
+
+def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
+    key = sort or "adherence"
+
+    def rank(row: Row) -> tuple[bool, Any]:
+        value = row[key]
+        value = value["mean"] if isinstance(value, dict) else value
+        missing = value is None
+        if isinstance(value, int | float) and key in ("adherence", "distinct", "tokens_per_second"):
+            value = -value
+        return missing, 0 if missing else value
+
+    return sorted(rows, key=rank)
+
+
+def render(groups: Sequence[Group], style: str) -> str:
+    """Write the groups in one of FORMATS. JSON is one list of rows, CSV one sheet; both carry the terms in each row."""
+    flat = [{**row, "terms": group.terms} for group in groups for row in group.rows]
+    if style == "json":
+        return json.dumps(flat, indent=2, ensure_ascii=False)
+    if style == "csv":
+        return _csv(flat)
+    from tabulate import tabulate
+
+    blocks = []
+    shared = _shared_terms(groups)
+    for group in groups:
+        columns = _shown(group.rows)
+        headings = [_heading(column, group.rows) for column in columns]
+        cells = [[_cell(column, row) for column in columns] for row in group.rows]
+        text = tabulate(cells, headings, tablefmt=style, disable_numparse=True, colalign=["left"] * len(columns))
+        own = {key: value for key, value in group.terms.items() if key not in shared}
+        notes = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in group.rows if row["reason"]]
+        blocks.append("\n".join([*_caption(own, style), text, *_comment(notes, style)]))
+    if len(groups) > 1:
+        blocks.insert(0, "\n".join(_comment([f"{len(groups)} tables: their rows differ in what stands above each."], style)))
+    if shared:
+        blocks.append("\n".join(_comment([f"{key}: {value}" for key, value in shared.items()], style)))
+    return "\n\n".join(blocks)
+
+
+def _shared_terms(groups: Sequence[Group]) -> dict[str, str]:
+    first = groups[0].terms
+    return {key: value for key, value in first.items() if all(group.terms.get(key) == value for group in groups)}
+
+
+def _shown(rows: list[Row]) -> list[Column]:
+    """Leave out columns that say nothing here: empty ones, a single seed, options that do not tell rows apart."""
+    names = [row["algorithm"] for row in rows]
+    several_seeds = len({row["seed"] for row in rows}) > 1
+    several_options = len({(row["algorithm"], row["options"]) for row in rows}) > len(set(names))
+    hidden = {"seed"} if not several_seeds else set()
+    hidden |= {"options"} if not several_options else set()
+    return [column for column in COLUMNS if column.key not in hidden and any(row[column.key] is not None for row in rows)]
+
+
+def _heading(column: Column, rows: list[Row]) -> str:
+    if column.key != "peak_memory_bytes":
+        return column.heading
+    kinds = sorted({row["memory_kind"] for row in rows if row["peak_memory_bytes"]})
+    return f"{column.heading} ({', '.join(kinds)})"
+
+
+def _cell(column: Column, row: Row) -> str:
+    value = row[column.key]
+    return "–" if value is None else column.show(value)
+
+
+def _caption(own: dict[str, str], style: str) -> list[str]:
+    return [*_comment([f"{key}: {value}" for key, value in own.items()], style), ""] if own else []
+
+
+def _comment(lines: list[str], style: str) -> list[str]:
+    """Write lines that are no row, in the way of the format."""
+    if style == "latex":
+        return [f"% {line}" for line in lines]
+    if style == "html":
+        from html import escape
+
+        return [f"<p>{escape(line)}</p>" for line in lines]
+    return lines
+
+
+def _csv(rows: list[Row]) -> str:
+    sheet = io.StringIO()
+    flat = []
+    for row in rows:
+        cells: Row = {}
+        for key, value in row.items():
+            if isinstance(value, dict):
+                cells |= {f"{key}.{part}": part_value for part, part_value in value.items()}
+            else:
+                cells[key] = value
+        flat.append(cells)
+    writer = csv.DictWriter(sheet, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return sheet.getvalue().rstrip("\n")

@@ -1,0 +1,1 @@
+"""The training core: encoding, packed micro-batches, log-probabilities, the loop. It is handed a loss."""
