@@ -43,7 +43,7 @@ class Algorithm:
         return None
 
     def system_prompt(self, topic: str) -> str | None:
-        """Return the system prompt under which the model is trained, evaluated and served; None leaves the model's own."""
+        """Return the system prompt to train, evaluate and serve under; None leaves the model's own."""
         return None
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":

@@ -16,6 +16,7 @@ from ftbench.errors import UsageError, nearest
 
 GROUP = "ftbench"
 ALL = "all"
+_NEEDS = ("nothing", "demonstrations", "preferences")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ def load_plugins(entries: Sequence[EntryPoint] | None = None) -> Registry:
         kept = []
         for algorithm in plugin.algorithms:
             if algorithm.name in taken:
-                warnings.append(f"plugin {distribution}: algorithm '{algorithm.name}' is left out: {taken[algorithm.name]} has that name")
+                warnings.append(
+                    f"plugin {distribution}: algorithm '{algorithm.name}' is left out: "
+                    f"{taken[algorithm.name]} has that name"
+                )
             else:
                 taken[algorithm.name] = distribution
                 kept.append(algorithm)
@@ -101,7 +105,10 @@ def _load(entry: EntryPoint, distribution: str) -> Plugin:
     if not callers:
         raise ValueError(f"module {entry.value} has no ftbench hook; is @ftbench.hookimpl missing?")
     algorithms: list[type[Algorithm]] = []
-    for brought in manager.hook.ftbench_algorithms():
+    answers = manager.hook.ftbench_algorithms()
+    if not answers and manager.hook.ftbench_algorithms.get_hookimpls():
+        raise TypeError("ftbench_algorithms() returned None; is its return statement missing?")
+    for brought in answers:
         for algorithm in brought:
             _check(algorithm)
             algorithms.append(algorithm)
@@ -115,7 +122,11 @@ def _check(algorithm: Any) -> None:
         raise TypeError(f"{algorithm!r} is not a subclass of ftbench.Algorithm")
     name = getattr(algorithm, "name", None)
     if not isinstance(name, str) or not name or name == ALL or any(c.isspace() or c in "./=" for c in name):
-        raise TypeError(f"{algorithm.__name__}.name is {name!r}: a name without blanks, dots, slashes and '=' is needed")
+        raise TypeError(
+            f"{algorithm.__name__}.name is {name!r}: a name without blanks, dots, slashes and '=' is needed"
+        )
+    if algorithm.needs not in _NEEDS:
+        raise TypeError(f"{algorithm.__name__}.needs is {algorithm.needs!r}; {nearest(str(algorithm.needs), _NEEDS)}")
     if not (inspect.isclass(algorithm.Config) and issubclass(algorithm.Config, AlgorithmConfig)):
         raise TypeError(f"{algorithm.__name__}.Config is not a subclass of ftbench.AlgorithmConfig")
 

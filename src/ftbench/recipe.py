@@ -30,7 +30,7 @@ class Recipe(BaseModel):
     topic: str = Field("trains", description="a shipped topic, or a file with one topic word a line")
     algorithm: str = "lora"
     options: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own options")
-    memory_budget: int | None = Field(None, ge=1, description="bytes that training may add; none is no limit")
+    memory_budget: int | None = Field(None, ge=1, le=2**60, description="bytes that training may add; none is no limit")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tokens: int = Field(36_000, ge=1, description="real tokens to train on")
     effective_batch_size: int = Field(8, ge=1, description="prompts per optimiser step")
@@ -52,6 +52,14 @@ class Recipe(BaseModel):
             raise ValueError("must not be empty")
         return value
 
+    @field_validator("options")
+    @classmethod
+    def _plain_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+
+    def __hash__(self) -> int:
+        return hash(tuple(value for name, value in self if name != "options"))
+
     def digest(self) -> str:
         """SHA-256 over everything but the name, in hexadecimal."""
         text = json.dumps(self.model_dump(exclude={"name"}), sort_keys=True)
@@ -65,9 +73,18 @@ class Recipe(BaseModel):
         """Write the recipe as TOML; `read_recipe` reads it back to an equal recipe."""
         import tomli_w
 
-        values = {key: value for key, value in self.model_dump().items() if value is not None}
-        values["options"] = {key: value for key, value in self.options.items() if value is not None}
-        return tomli_w.dumps(values)
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def _plain(value: Any) -> Any:
+    """Copy what both TOML and JSON can hold; a None in a table is left out, for TOML has none."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str | int | float):
+        return value
+    raise ValueError("only text, numbers, true, false, lists and tables are options")
 
 
 def build_recipe(values: dict[str, Any], where: str) -> Recipe:
@@ -78,7 +95,7 @@ def build_recipe(values: dict[str, Any], where: str) -> Recipe:
     """
     for key in values:
         if key not in Recipe.model_fields:
-            raise UsageError(f"{where}: no such setting '{key}'; {nearest(key, Recipe.model_fields)}")
+            raise UsageError(f"{where}: no such setting {key!r}; {nearest(key, Recipe.model_fields)}")
     try:
         return Recipe(**values)
     except ValidationError as error:
@@ -115,7 +132,9 @@ def read_recipe(name_or_path: str) -> Recipe:
         try:
             text = Path(name_or_path).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read recipe {name_or_path}: {getattr(error, 'strerror', None) or error}") from error
+            raise UsageError(
+                f"cannot read recipe {name_or_path}: {getattr(error, 'strerror', None) or error}"
+            ) from error
     else:
         raise UsageError(f"no such recipe '{name_or_path}'; {nearest(name_or_path, shipped)}")
     try:

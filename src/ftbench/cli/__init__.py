@@ -1,6 +1,7 @@
 """The command line: a file per command, imported when it is asked for."""
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -33,7 +34,9 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             raise UsageError(f"no such command '{args[0]}'; {nearest(args[0], _COMMANDS)}")
         return super().resolve_command(ctx, args)
@@ -59,6 +62,7 @@ def ftbench(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0 (done), 1 (a run failed) or 2 (wrong usage)."""
     given = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does: nothing half-written
     sys.exit(_guarded(given))
 
 

@@ -9,7 +9,9 @@ from ftbench.cli.common import echo_table
 @click.argument("data", required=False)
 @click.option("--topic", default="trains", show_default=True, help="The topic to look at.")
 @click.option("--lang", default="en", show_default=True, help="Language of the messages.")
-@click.option("--examples", default=3, show_default=True, type=click.IntRange(min=0), help="How many examples to print.")
+@click.option(
+    "--examples", default=3, show_default=True, type=click.IntRange(min=0), help="How many examples to print."
+)
 def command(data: str | None, topic: str, lang: str, examples: int) -> None:
     """List data and topics, or show the task that DATA gives: counts, what was left out, some examples."""
     from ftbench.data.sources import SHIPPED
@@ -17,7 +19,9 @@ def command(data: str | None, topic: str, lang: str, examples: int) -> None:
 
     if data is None:
         echo_table([[name, text] for name, text in SHIPPED.items()], ["data", "what it is"])
-        click.echo("\nAlso: --data FILE.jsonl[.gz] with OASST1's messages or trees, or with prompt, chosen, rejected.\n")
+        click.echo(
+            "\nAlso: --data FILE.jsonl[.gz] with OASST1's messages or trees, or with prompt, chosen, rejected.\n"
+        )
         echo_table([[topic.name, str(len(topic.words))] for topic in shipped_topics().values()], ["topic", "words"])
         click.echo("\nAlso: --topic FILE with a topic word a line.")
         return

@@ -11,4 +11,6 @@ def command() -> None:
     from ftbench.models.resolve import SHIPPED
 
     echo_table([[name, text] for name, text in SHIPPED.items()], ["model", "what it is"])
-    click.echo("\nAlso: --model OWNER/NAME (from the Hugging Face hub) or --model FOLDER (config.json and safetensors).")
+    click.echo(
+        "\nAlso: --model OWNER/NAME (from the Hugging Face hub) or --model FOLDER (config.json and safetensors)."
+    )

@@ -34,16 +34,23 @@ class RunProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, PhaseBegan):
             unit = {"train": "tokens", "evaluate": "prompts"}.get(event.phase, "")
-            self._bar.reset(self._task, total=event.total, description=f"{self._name}: {event.phase} {unit}".rstrip(), figures="")
+            self._bar.reset(
+                self._task, total=event.total, description=f"{self._name}: {event.phase} {unit}".rstrip(), figures=""
+            )
             if not self._console.is_terminal:
-                self._console.print(f"{self._name}: {event.phase}" + (f" ({event.total:,} {unit})" if event.total else ""), highlight=False)
+                self._console.print(
+                    f"{self._name}: {event.phase}" + (f" ({event.total:,} {unit})" if event.total else ""),
+                    highlight=False,
+                )
             return
         figures = []
         if event.loss is not None:

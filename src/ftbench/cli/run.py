@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lora.rank=32, or a recipe's setting.")
 @click.option("--fresh", is_flag=True, help="Run again what is already there.")
 @out_option
-def command(algorithms: tuple[str, ...], recipe_name: str, settings: tuple[str, ...], fresh: bool, out: Path, **changes: Any) -> int:
+def command(
+    algorithms: tuple[str, ...], recipe_name: str, settings: tuple[str, ...], fresh: bool, out: Path, **changes: Any
+) -> int:
     """Run algorithms on one task, each in a process of its own, and print the table.
 
     The untouched model (base) is run first where it has not been yet: the others are measured against it. A recipe
@@ -48,6 +50,7 @@ def command(algorithms: tuple[str, ...], recipe_name: str, settings: tuple[str, 
     recipes = [_for_algorithm(recipe, name, options.get(name, {}), registry) for name in names]
     if BASELINE in registry.algorithms and BASELINE not in names:
         recipes.insert(0, _for_algorithm(recipe, BASELINE, {}, registry))
+    _check_inputs(recipe)
     runs = _run_all(recipes, registry, out, fresh)
     return _report(runs)
 
@@ -84,11 +87,15 @@ def _recipe(
             registry.find(owner)
             options.setdefault(owner, {})[option] = _value(value)
         elif key not in Recipe.model_fields or key in ("algorithm", "options"):
-            raise UsageError(f"--set {key}: no such setting; {nearest(key, Recipe.model_fields)}, or ALGORITHM.OPTION=VALUE")
+            raise UsageError(
+                f"--set {key}: no such setting; {nearest(key, Recipe.model_fields)}, or ALGORITHM.OPTION=VALUE"
+            )
         else:
             given[key] = _value(value)
     if "data" in given and given["data"] != recipe.data and "topic" not in given:
-        raise UsageError(f"--data {given['data']} needs a --topic: a shipped one, a file of words, or, for your own pairs, what they are about")
+        raise UsageError(
+            f"--data {given['data']} needs a --topic: a shipped one, a file of words, or what your own pairs are about"
+        )
     if "model" in given and given["model"] != recipe.model:
         given.setdefault("revision", None)
     return recipe.change(**given), options
@@ -110,8 +117,21 @@ def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registr
 
     held = recipe.options if recipe.algorithm == name else {}
     algorithm = configure(registry.find(name), {**held, **options})
-    values = algorithm.config.model_dump(mode="json", exclude={"learning_rate"} if algorithm.needs == "nothing" else None)
+    values = algorithm.config.model_dump(
+        mode="json", exclude={"learning_rate"} if algorithm.needs == "nothing" else None
+    )
     return recipe.change(algorithm=name, options=values)
+
+
+def _check_inputs(recipe: "Recipe") -> None:
+    """Read the data and find the model before the first run starts: what is wrong with them is wrong for all."""
+    from ftbench.data.task import build_task
+    from ftbench.models.resolve import locate_model
+    from ftbench.recipe import DEFAULT_MODEL
+
+    if recipe.model != DEFAULT_MODEL:  # that one is unpacked by the first run, which takes a while
+        locate_model(recipe.model, recipe.revision)
+    build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
 
 
 def _run_all(recipes: list["Recipe"], registry: "Registry", out: Path, fresh: bool) -> list["Run"]:

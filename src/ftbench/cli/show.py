@@ -13,7 +13,7 @@ from ftbench.cli.common import echo_json, json_option, out_option
 @click.option("--replies", default=5, show_default=True, type=click.IntRange(min=0), help="How many replies to show.")
 @json_option
 def command(run: str, out: Path, replies: int, as_json: bool) -> None:
-    """Show RUN (a run's folder, or the beginning of its name in --out): settings, figures, replies beside the base's."""
+    """Show RUN, a run's folder or the beginning of its name in --out: settings, figures, replies beside the base's."""
     from ftbench.results.show import describe_run
     from ftbench.results.store import find_run
 

@@ -61,8 +61,12 @@ def select_conversations(rows: Iterable[Row], lang: str) -> Selection:
                 replies[message["parent_id"]].append(message)
     conversations = tuple(_conversation(prompt, replies[key]) for key, prompt in prompts.items() if replies[key])
     if not conversations:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "no root prompt replied to"
-        raise FtbenchError(f"none of {seen} messages is left as a single-turn pair in '{lang}': {reasons}; try another --lang or file")
+        reasons = (
+            ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "no root prompt replied to"
+        )
+        raise FtbenchError(
+            f"none of {seen} messages is left as a single-turn pair in '{lang}': {reasons}; try another --lang or file"
+        )
     return Selection(conversations, dict(left_out))
 
 
@@ -76,6 +80,8 @@ def _messages(row: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
             if not isinstance(message, dict):
                 raise FtbenchError(f"{where}: a message of the tree is not a JSON object")
             children = message.get("replies") or []
+            if not isinstance(children, list):
+                raise FtbenchError(f"{where}: field 'replies' is not a list")
             yield _checked({"parent_id": parent, "tree_state": state, **message}, where)
             pending.extend((child, message.get("message_id")) for child in children)
     else:
@@ -90,7 +96,13 @@ def _checked(message: dict[str, Any], where: str) -> dict[str, Any]:
     if parent is not None and not isinstance(parent, str):
         raise FtbenchError(f"{where}: field 'parent_id' is neither text nor null")
     if message["role"] not in ("prompter", "assistant"):
-        raise FtbenchError(f"{where}: role '{message['role']}' is neither 'prompter' nor 'assistant'")
+        raise FtbenchError(f"{where}: role {message['role']!r} is neither 'prompter' nor 'assistant'")
+    if not isinstance(message.get("rank"), int | float | None):
+        raise FtbenchError(f"{where}: field 'rank' is neither a number nor null")
+    try:
+        _labels(message)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FtbenchError(f"{where}: field 'labels' is not as OASST1's message schema has it") from error
     return message
 
 
@@ -115,8 +127,8 @@ def _labels(message: dict[str, Any]) -> dict[str, float]:
     """Read labels as the data set has them ({"name": [...], "value": [...]}) or as tree exports do ({name: {...}})."""
     labels = message.get("labels") or {}
     if isinstance(labels.get("name"), list):
-        return dict(zip(labels["name"], labels["value"], strict=True))
-    return {name: vote["value"] for name, vote in labels.items() if isinstance(vote, dict) and "value" in vote}
+        return {str(name): float(value) for name, value in zip(labels["name"], labels["value"], strict=True)}
+    return {name: float(vote["value"]) for name, vote in labels.items() if isinstance(vote, dict) and "value" in vote}
 
 
 def _conversation(prompt: dict[str, Any], replies: list[dict[str, Any]]) -> Conversation:
@@ -125,5 +137,9 @@ def _conversation(prompt: dict[str, Any], replies: list[dict[str, Any]]) -> Conv
 
 
 def _reply(message: dict[str, Any]) -> Reply:
-    topics = {name.removeprefix(TOPIC_LABEL) for name, value in _labels(message).items() if name.startswith(TOPIC_LABEL) and value >= 0.5}
+    topics = {
+        name.removeprefix(TOPIC_LABEL)
+        for name, value in _labels(message).items()
+        if name.startswith(TOPIC_LABEL) and value >= 0.5
+    }
     return Reply(message["text"].strip(), frozenset(topics))

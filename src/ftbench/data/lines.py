@@ -35,11 +35,14 @@ def read_rows(path: Path) -> Iterator[Row]:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
+        if rb"\u" in line:  # an escape can hold what no text may: one half of a surrogate pair
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeError as error:
         raise FtbenchError(f"{where}: not UTF-8 text") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise FtbenchError(f"{where}: not valid JSON ({reason}); is the file cut short?") from error
+    except json.JSONDecodeError as error:
+        raise FtbenchError(f"{where}: not valid JSON ({error.msg}); is the file cut short?") from error
+    except (ValueError, RecursionError) as error:
+        raise FtbenchError(f"{where}: JSON with too long a number, or nested too deeply") from error
     if not isinstance(row, dict):
         raise FtbenchError(f"{where}: a JSON object is needed, found {type(row).__name__}")
     return row

@@ -7,7 +7,7 @@ def assign_near(prompts: Sequence[str], replies: Sequence[str]) -> list[int]:
     """Give every prompt a near reply, no reply oftener than evenly spread reuse needs.
 
     Nearness is the cosine of TF-IDF vectors. Pairs are taken greedily, nearest first, and a reply is used up after
-    ceil(prompts / replies) uses: so every reply is used, and a few that resemble everything do not take over.
+    ceil(prompts / replies) uses, so that a few that resemble everything do not take over.
 
     Args:
         prompts: off-topic prompts.
@@ -20,13 +20,20 @@ def assign_near(prompts: Sequence[str], replies: Sequence[str]) -> list[int]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b")
-    vectors = vectorizer.fit_transform([*prompts, *replies])
-    similarity = (vectors[: len(prompts)] @ vectors[len(prompts) :].T).toarray()  # [prompts, replies]
+    try:
+        vectors = vectorizer.fit_transform([*prompts, *replies])
+        similarity = (vectors[: len(prompts)] @ vectors[len(prompts) :].T).toarray()  # [prompts, replies]
+    except ValueError:  # no words but stop words anywhere
+        similarity = np.zeros((len(prompts), len(replies)))
     uses_left = np.full(len(replies), -(-len(prompts) // len(replies)))
     assigned = np.full(len(prompts), -1)
+    waiting = len(prompts)
     for pair in np.argsort(-similarity, axis=None, kind="stable"):
         prompt, reply = divmod(int(pair), len(replies))
         if assigned[prompt] < 0 and uses_left[reply] > 0:
             assigned[prompt] = reply
             uses_left[reply] -= 1
+            waiting -= 1
+            if not waiting:
+                break
     return [int(index) for index in assigned]

@@ -31,7 +31,7 @@ def read_pairs(rows: Iterable[Row]) -> tuple[Pair, ...]:
 def _read_pair(where: str, row: dict[str, Any]) -> Pair:
     for field in row:
         if field not in FIELDS:
-            raise FtbenchError(f"{where}: no such field '{field}'; {nearest(field, FIELDS)}")
+            raise FtbenchError(f"{where}: no such field {field!r}; {nearest(field, FIELDS)}")
     prompt, chosen = (_text(where, row, field) for field in ("prompt", "chosen"))
     rejected = _text(where, row, "rejected") if row.get("rejected") is not None else None
     if chosen == rejected:

@@ -54,7 +54,7 @@ def _read_file(path: Path, lang: str) -> Source:
     if first is None:
         raise FtbenchError(f"{path}: empty file")
     rows = chain([first], rows)
-    if isinstance(first[1].get("prompt"), str):
+    if isinstance(first[1].get("prompt"), str) or "chosen" in first[1]:
         return Source(read_pairs(rows), path.name)
     try:
         return Source(select_conversations(rows, lang), path.name)
@@ -69,7 +69,7 @@ def _hub_rows() -> Iterator[Row]:
 
     try:
         splits: dict[str, Any] = datasets.load_dataset(OASST1, revision=OASST1_REVISION)
-    except Exception as error:  # noqa: BLE001 — datasets raises a different class for every way of being offline
+    except Exception as error:
         raise FtbenchError(
             f"cannot get data 'oasst1' from the Hugging Face hub ({type(error).__name__}); "
             "offline, use --data sample or a .jsonl file"

@@ -101,7 +101,9 @@ def _from_written(source: Source, conversations: Sequence[Conversation], topic: 
 
 def _from_pairs(pairs: Sequence[Pair], origin: str, topic: str, wanted: int) -> TaskData:
     """Use the user's own pairs; the topic is what their chosen completions have in common."""
-    examples = _unique([Example(pair.prompt, pair.chosen, pair.rejected) for pair in pairs], lambda example: example.prompt)
+    examples = _unique(
+        [Example(pair.prompt, pair.chosen, pair.rejected) for pair in pairs], lambda example: example.prompt
+    )
     return _split_examples(Source(tuple(pairs), origin), examples, topic, wanted)
 
 
@@ -121,7 +123,9 @@ def _split_examples(source: Source, examples: Sequence[Example], topic: str, wan
     return _checked(data)
 
 
-def _from_corpus(source: Source, conversations: Sequence[Conversation], topic: Topic, written: set[str], wanted: int) -> TaskData:
+def _from_corpus(
+    source: Source, conversations: Sequence[Conversation], topic: Topic, written: set[str], wanted: int
+) -> TaskData:
     """Pair off-topic prompts with the corpus's own on-topic replies, near ones first, none used often."""
     off, pool = [], []
     for conversation in conversations:

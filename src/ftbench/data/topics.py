@@ -14,6 +14,8 @@ MIN_WORDS = 3
 MIN_SHARE = 0.02
 """… and the share of all its words that topic words must make up."""
 
+_COMMENT = re.compile(r"(?:^|\s)#.*")  # not the sign in "c#"
+
 
 @dataclass(frozen=True)
 class Topic:
@@ -25,7 +27,10 @@ class Topic:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         # Longest first, so that "railway station" wins over "railway".
-        parts = (re.escape(word.removesuffix("*")) + (r"\w*" if word.endswith("*") else "") for word in sorted(self.words, key=len, reverse=True))
+        parts = (
+            re.escape(word.removesuffix("*")) + (r"\w*" if word.endswith("*") else "")
+            for word in sorted(self.words, key=len, reverse=True)
+        )
         return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE)
 
     def hits(self, text: str) -> list[str]:
@@ -64,9 +69,11 @@ def read_topic(name_or_path: str) -> Topic:
             raise UsageError(f"no such topic file: {name_or_path}")
         raise UsageError(f"no such topic '{name_or_path}'; {nearest(name_or_path, topics)}, or give a file of words")
     try:
-        lines = (line.split("#")[0].strip().lower() for line in path.read_text("utf-8").splitlines())
+        lines = (_COMMENT.sub("", line).strip().lower() for line in path.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise FtbenchError(f"cannot read topic file {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+        raise FtbenchError(
+            f"cannot read topic file {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from error
     words = tuple(dict.fromkeys(line for line in lines if line.strip("*")))
     if not words:
         raise FtbenchError(f"topic file {path} holds no words: write one a line, '*' for any ending")

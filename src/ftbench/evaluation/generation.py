@@ -42,14 +42,18 @@ def generate_replies(
     replies: dict[int, GeneratedReply] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        for index, tokens in zip(batch, _generate(model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True):
+        for index, tokens in zip(
+            batch, _generate(model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True
+        ):
             ended = bool(tokens) and tokens[-1] == chat.end
             replies[index] = GeneratedReply(chat.reply_text(tokens), len(tokens), ended)
         report(len(replies))
     return [replies[index] for index in range(len(prompts))]
 
 
-def _generate(model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+def _generate(
+    model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int
+) -> list[list[int]]:
     """Return the new tokens of every row, up to and with the end of the reply."""
     import torch
     from transformers import GenerationConfig
@@ -59,9 +63,14 @@ def _generate(model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]],
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
     # A configuration of our own: the model's may ask for sampling or penalties, and rows must be comparable.
+    # It is set aside meanwhile, because generate() reads from it whatever ours leaves open.
     settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=chat.end, pad_token_id=pad)
-    with torch.inference_mode():
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    own, model.generation_config = model.generation_config, settings
+    try:
+        with torch.inference_mode():
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    finally:
+        model.generation_config = own
     return [_until_end(row, chat.end) for row in out[:, width:].tolist()]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,10 @@ def best_threshold(scores: Sequence[float], labels: Sequence[int]) -> float:
     advantage = np.where(false_positive <= MAX_FALSE_POSITIVES, true_positive - false_positive, -1.0)
     best = int(np.argmax(advantage))
     below = [score for score in scores if score < thresholds[best]]
-    lowest_accepted = float(min(thresholds[best], 1.0))
-    return (lowest_accepted + max(below)) / 2 if below else lowest_accepted
+    # Where no score may pass, roc_curve gives infinity: the first number above 1 does as well.
+    lowest_accepted = float(min(thresholds[best], np.nextafter(1.0, 2.0)))
+    middle = (lowest_accepted + max(below)) / 2 if below else lowest_accepted
+    return middle if middle not in below else lowest_accepted  # there is no number between neighbouring floats
 
 
 def _classifier() -> Any:
@@ -94,10 +97,17 @@ def _classifier() -> Any:
     from sklearn.pipeline import make_pipeline, make_union
 
     features = make_union(
-        TfidfVectorizer(sublinear_tf=True, stop_words="english", token_pattern=r"(?u)\b\w+\b"),
-        TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 5)),
+        TfidfVectorizer(sublinear_tf=True, preprocessor=_content, token_pattern=r"(?u)\b\w+\b"),
+        TfidfVectorizer(sublinear_tf=True, preprocessor=_content, analyzer="char_wb", ngram_range=(3, 5)),
     )
     return make_pipeline(features, LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000))
+
+
+def _content(text: str) -> str:
+    """Drop stop words, for characters as for words: "the the the" must not count as a trace of "the train"."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return " ".join(word for word in re.findall(r"\w+", text.lower()) if word not in ENGLISH_STOP_WORDS)
 
 
 def _cut(text: str, words: int) -> str:

@@ -26,7 +26,7 @@ def share(successes: int, n: int) -> Measured:
     p = successes / n
     centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return Measured(mean=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+    return Measured(mean=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)), n=n)
 
 
 def distinct(replies: Sequence[str]) -> Measured:

@@ -25,7 +25,9 @@ def describe(device: "torch.device") -> Environment:
         hardware = _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
-    return Environment(hardware=hardware, cores=cores, system=f"{platform.system()} {platform.machine()}", versions=versions)
+    return Environment(
+        hardware=hardware, cores=cores, system=f"{platform.system()} {platform.machine()}", versions=versions
+    )
 
 
 def choose_device(name: str) -> "torch.device":

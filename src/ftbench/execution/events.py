@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,13 +30,23 @@ Event = PhaseBegan | Progress
 
 
 class EventWriter:
-    """Writes events to a file descriptor; a reader that is gone ends the process."""
+    """Writes events to a pipe."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
+    def end_with_reader(self) -> None:
+        """From now on, end this process as soon as nobody reads, whatever it is doing."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, 0)  # errors alone: that the other end of the pipe was closed
+        poll.poll()
+        os._exit(1)
+
     def send(self, event: Event) -> None:
-        """Write one event."""
+        """Write one event; a reader that is gone ends the process."""
         line = json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n"
         try:
             os.write(self._descriptor, line.encode())
@@ -46,7 +58,7 @@ def read_event(line: str) -> Event | None:
     """Read a line back; None where it is no event."""
     try:
         values: dict[str, Any] = json.loads(line)
-        kind = {"PhaseBegan": PhaseBegan, "Progress": Progress}[values.pop("event")]
+        kind: type[PhaseBegan] | type[Progress] = {"PhaseBegan": PhaseBegan, "Progress": Progress}[values.pop("event")]
         return kind(**values)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

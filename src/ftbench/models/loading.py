@@ -1,7 +1,7 @@
 """Models and tokenizers in memory. Never with code from outside, never from pickles."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftbench.errors import FtbenchError
 
@@ -14,7 +14,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model folder; one without a padding token pads with its end-of-sequence token.
 
     Raises:
-        FtbenchError: the folder's tokenizer cannot be read.
+        FtbenchError: the folder's tokenizer cannot be read, or is not there.
     """
     from transformers import AutoTokenizer
 
@@ -22,6 +22,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise FtbenchError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from error
+    if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer
+        raise FtbenchError(f"{folder} holds no tokenizer: tokenizer.json is missing")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -31,18 +33,36 @@ def load_model(folder: Path, device: "torch.device") -> "PreTrainedModel":
     """Load a causal language model in float32, ready for evaluation.
 
     Raises:
-        FtbenchError: the folder's model cannot be read, or needs code of its own.
+        FtbenchError: the folder's model cannot be read, lacks some weights, or needs code of its own.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # told below
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise FtbenchError(f"cannot read the model in {folder}: {_first_line(error)}") from error
-    return model.to(device).eval()  # type: ignore[arg-type]
+    model: PreTrainedModel = loaded[0]
+    found = loaded[1]
+    # transformers would go on with random weights in their place
+    wrong = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    if wrong:
+        raise FtbenchError(
+            f"the weights in {folder} do not fit its config.json: {len(wrong)} missing or of another shape, {wrong[0]} "
+            "first"
+        )
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    return model
 
 
 def context_length(model: "PreTrainedModel") -> int:

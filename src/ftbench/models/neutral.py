@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,11 +35,20 @@ def neutralise(text: str, markers: Iterable[str]) -> str:
         text: what a user typed, or what stands in a data set.
         markers: from `control_markers`.
     """
-    patterns = [(re.compile(re.escape(marker), re.IGNORECASE), len(marker) > 1) for marker in markers]
+    pattern = _any_of(tuple(markers))
     # Breaking one marker can complete another ("a" + " " + "b" where "a b" is a marker): until nothing is found.
     while True:
-        before = text
-        for pattern, breakable in patterns:
-            text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) if breakable else pattern.sub("", text)
-        if text == before:
+        broken = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}" if len(match[0]) > 1 else "", text)
+        if broken == text:
             return text
+        text = broken
+
+
+@lru_cache(maxsize=16)
+def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
+    """Match every marker, the longest first, whatever its case.
+
+    Without the space at its ends: " <s>" stays in "<s>" however many spaces are put before it.
+    """
+    cores = sorted({marker.strip() for marker in markers} - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, cores)) or "(?!)", re.IGNORECASE)

@@ -35,6 +35,16 @@ def cache_folder() -> Path:
 
 
 def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
+    """Find a model and hash its files.
+
+    Raises:
+        UsageError, FtbenchError: as `locate_model` does.
+    """
+    folder = locate_model(model, revision)
+    return ModelFiles(model, folder, _digest(folder))
+
+
+def locate_model(model: str, revision: str | None = None) -> Path:
     """Find a shipped model, a local folder, or fetch a hub id.
 
     Raises:
@@ -50,12 +60,16 @@ def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
     elif "/" in model or model.startswith((".", "~")):
         raise UsageError(f"no such model folder: {model}")
     else:
-        raise UsageError(f"no such model '{model}'; {nearest(model, SHIPPED)}, or give a hub id (owner/name) or a folder")
+        raise UsageError(
+            f"no such model '{model}'; {nearest(model, SHIPPED)}, or give a hub id (owner/name) or a folder"
+        )
     if not (folder / "config.json").is_file():
         raise FtbenchError(f"{folder} holds no model: config.json is missing")
     if not any(folder.glob("*.safetensors")):
-        raise FtbenchError(f"{folder} holds no safetensors weights, and ftbench reads no other kind; convert them first")
-    return ModelFiles(model, folder, _digest(folder))
+        raise FtbenchError(
+            f"{folder} holds no safetensors weights, and ftbench reads no other kind; convert them first"
+        )
+    return folder
 
 
 def _from_hub(model: str, revision: str | None) -> Path:
@@ -68,7 +82,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
         raise UsageError(f"model '{model}' has no revision '{revision}' on the Hugging Face hub") from error
     except RepositoryNotFoundError as error:
         raise UsageError(f"no model '{model}' on the Hugging Face hub (or it is private)") from error
-    except Exception as error:  # noqa: BLE001 — the hub client raises a different class for every way of being offline
+    except Exception as error:
         raise FtbenchError(
             f"cannot get model '{model}' from the Hugging Face hub ({type(error).__name__}); "
             f"offline, use --model {DEFAULT_MODEL} or a local folder"
@@ -77,7 +91,9 @@ def _from_hub(model: str, revision: str | None) -> Path:
 
 def _digest(folder: Path) -> str:
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")):
+    for path in sorted(
+        path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
+    ):
         with path.open("rb") as file:
             total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

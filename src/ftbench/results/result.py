@@ -56,7 +56,9 @@ class Measures(BaseModel):
     size_on_disk: int | None = None
     reply_tokens: float | None = Field(None, description="mean tokens of a reply")
     replies_ended: float | None = Field(None, description="share of replies that the model ended by itself")
-    peak_memory_bytes: int | None = Field(None, description="highest while training; without training, while evaluating")
+    peak_memory_bytes: int | None = Field(
+        None, description="highest while training; without training, while evaluating"
+    )
     peak_reserved_bytes: int | None = Field(None, description="what CUDA's allocator held; none on the CPU")
     memory_kind: str = Field("resident", description="what the memory peaks count")
     phase_seconds: dict[str, float] = Field(default_factory=dict)

@@ -53,7 +53,9 @@ def _settings(result: Result) -> dict[str, str]:
             f"{data.completions_cut} completions cut"
         )
     if result.environment:
-        rows["  hardware"] = f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.system}"
+        rows["  hardware"] = (
+            f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.system}"
+        )
         rows["  versions"] = ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())
     return rows
 
@@ -63,14 +65,20 @@ def _figures(result: Result) -> dict[str, str]:
     rows = {f"  {key.replace('_', ' ')}": _value(key, value) for key, value in measures.items()}
     if result.judge:
         judge = result.judge
-        rows["  judge"] = f"{judge.version} ({judge.digest[:8]}), held-out AUC {judge.auc:.3f}, threshold {judge.threshold:.2f}"
+        rows["  judge"] = (
+            f"{judge.version} ({judge.digest[:8]}), held-out AUC {judge.auc:.3f}, threshold {judge.threshold:.2f}"
+        )
     return rows
 
 
 def _value(key: str, value: Any) -> str:
     if isinstance(value, dict):
         figure = Measured(**value)
-        interval = "" if figure.low is None or figure.high is None else f", 95 % interval {figure.low:.3f} to {figure.high:.3f}"
+        interval = (
+            ""
+            if figure.low is None or figure.high is None
+            else f", 95 % interval {figure.low:.3f} to {figure.high:.3f}"
+        )
         return f"{figure.mean:.3f} (n = {figure.n}{interval})"
     if key.endswith("_bytes") or key == "size_on_disk":
         return format_bytes(value)
@@ -88,7 +96,10 @@ def _phases(result: Result) -> dict[str, str]:
 
 def _reply(item: dict[str, Any]) -> str:
     verdict = "on topic" if item["on_topic"] else "off topic"
-    lines = [f"  prompt  {_flat(item['prompt'])}", f"  reply   {_flat(item['reply'])}   [{verdict}, {item['score']:.2f}]"]
+    lines = [
+        f"  prompt  {_flat(item['prompt'])}",
+        f"  reply   {_flat(item['reply'])}   [{verdict}, {item['score']:.2f}]",
+    ]
     if item["base_reply"] is not None:
         lines.append(f"  base    {_flat(item['base_reply'])}")
     return "\n".join(lines)

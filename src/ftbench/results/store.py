@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         _sweep(out)
-        folder = Path(tempfile.mkdtemp(dir=out, prefix=f"{_STAGING}{os.getpid()}-"))
+        folder = Path(tempfile.mkdtemp(dir=out, prefix=f"{_STAGING}{os.getpid()}@{platform.node()}-"))
     except OSError as error:
         raise disk_error(out, error) from error
     try:
@@ -152,10 +153,10 @@ def find_run(name: str, out: Path) -> Run:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what killed processes left unfinished."""
+    """Remove what killed processes of this machine left unfinished; of another's nothing can be known."""
     import psutil
 
     for folder in out.glob(f"{_STAGING}*"):
-        owner = folder.name.removeprefix(_STAGING).split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        owner, _, machine = folder.name.removeprefix(_STAGING).rpartition("-")[0].partition("@")
+        if owner.isdigit() and machine == platform.node() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)

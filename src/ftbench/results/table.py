@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,9 @@ def _share(value: Any) -> str:
 
 
 def _nats(value: Any) -> str:
-    return f"{value['mean']:+.2f}" + (f" [{value['low']:+.2f}, {value['high']:+.2f}]" if value["low"] is not None else "")
+    return f"{value['mean']:+.2f}" + (
+        f" [{value['low']:+.2f}, {value['high']:+.2f}]" if value["low"] is not None else ""
+    )
 
 
 def _bytes(value: Any) -> str:
@@ -57,7 +60,18 @@ COLUMNS = (
     Column("tokens_per_second", "tokens/s ↑", lambda value: f"{value['mean']:.0f}"),
     Column("training_seconds", "training s ↓", lambda value: f"{value['mean']:.0f}"),
     Column("trainable_parameters", "trainable", _count),
-    Column("size_on_disk", "size ↓", lambda value: format_bytes(value) if value else "–"),
+    Column("size_on_disk", "size ↓", lambda value: format_bytes(value) if value else "-"),
+)
+
+
+_MEASURED = (
+    "adherence",
+    "distinct",
+    "forgetting",
+    "peak_memory_bytes",
+    "peak_reserved_bytes",
+    "tokens_per_second",
+    "training_seconds",
 )
 
 
@@ -72,6 +86,8 @@ class Group:
 def build_groups(runs: Sequence[Run], sort: str | None = None) -> list[Group]:
     """Put comparable runs together; of repeated runs of one recipe the newest ok one counts (else the newest).
 
+    The same recipe on other hardware, or over data or a model that changed since, is no repetition.
+
     Args:
         runs: oldest first.
         sort: key of a column; by default adherence, best first.
@@ -82,18 +98,35 @@ def build_groups(runs: Sequence[Run], sort: str | None = None) -> list[Group]:
     keys = [column.key for column in COLUMNS]
     if sort is not None and sort not in keys:
         raise UsageError(f"no such column '{sort}'; {nearest(sort, keys)}")
-    newest: dict[str, Run] = {}
-    for run in runs:
-        held = newest.get(run.result.recipe_digest)
-        if held is None or run.result.status == "ok" or held.result.status != "ok":
-            newest[run.result.recipe_digest] = run
-    known = {_asked(run.result): terms(run.result) for run in newest.values() if run.result.status == "ok"}
-    grouped: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for run in newest.values():
-        # A run that ended early did not get to measure all its terms: it stands with those that were asked the same.
-        common = known.get(_asked(run.result)) or terms(run.result)
-        grouped.setdefault(tuple(common.items()), []).append(run)
-    return [Group(dict(common), _sorted([_row(run) for run in members], sort)) for common, members in grouped.items()]
+    grouped: list[tuple[Result, list[Run]]] = []
+    for run in sorted(
+        _newest(runs), key=lambda run: len(_unknown(run.result))
+    ):  # those that know all their terms first
+        for first, members in grouped:
+            if _fits(run.result, first):
+                members.append(run)
+                break
+        else:
+            grouped.append((run.result, [run]))
+    return [Group(terms(first), _sorted([_row(run) for run in members], sort)) for first, members in grouped]
+
+
+def _newest(runs: Sequence[Run]) -> list[Run]:
+    done = {(run.result.recipe_digest, *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
+    recipes = {run.result.recipe_digest for run in done.values()}
+    ended = {run.result.recipe_digest: run for run in runs if run.result.recipe_digest not in recipes}
+    return [*done.values(), *ended.values()]
+
+
+def _unknown(result: Result) -> set[str]:
+    """Name the terms that a run which ended early did not get to measure."""
+    return {term for term, fact in _MEASURED_TERMS.items() if getattr(result, fact) is None}
+
+
+def _fits(result: Result, first: Result) -> bool:
+    """Whether a run was asked the same as the first of a group, and found nothing else on its way."""
+    own, common, unknown = terms(result), terms(first), _unknown(result)
+    return _asked(result) == _asked(first) and all(own[term] == common[term] for term in own if term not in unknown)
 
 
 def terms(result: Result) -> dict[str, str]:
@@ -109,15 +142,29 @@ def terms(result: Result) -> dict[str, str]:
         f"gradient norm {recipe.max_grad_norm:g}",
         "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
         + f"greedy, {recipe.max_new_tokens} tokens at most",
-        "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}" if result.judge else "?",
+        "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
+        if result.judge
+        else "?",
         "memory budget": format_bytes(recipe.memory_budget) if recipe.memory_budget else "none",
         "hardware": f"{result.environment.hardware}, {result.environment.cores} cores" if result.environment else "?",
     }
 
 
+_MEASURED_TERMS = {
+    "model": "model_digest",
+    "data": "data",
+    "evaluation": "data",
+    "judge": "judge",
+    "hardware": "environment",
+}
+"""Terms that the recipe alone does not tell, and the fact of a result that does."""
+
+
 def _asked(result: Result) -> str:
     """What the recipe asks, apart from the algorithm and the seed."""
-    return json.dumps(result.recipe.model_dump(exclude={"name", "algorithm", "options", "seed", "time_limit"}), sort_keys=True)
+    return json.dumps(
+        result.recipe.model_dump(exclude={"name", "algorithm", "options", "seed", "time_limit"}), sort_keys=True
+    )
 
 
 def _row(run: Run) -> Row:
@@ -153,7 +200,7 @@ def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
     def rank(row: Row) -> tuple[bool, Any]:
         value = row[key]
         value = value["mean"] if isinstance(value, dict) else value
-        missing = value is None
+        missing = value is None or (isinstance(value, float) and not math.isfinite(value))
         if isinstance(value, int | float) and key in ("adherence", "distinct", "tokens_per_second"):
             value = -value
         return missing, 0 if missing else value
@@ -165,7 +212,7 @@ def render(groups: Sequence[Group], style: str) -> str:
     """Write the groups in one of FORMATS. JSON is one list of rows, CSV one sheet; both carry the terms in each row."""
     flat = [{**row, "terms": group.terms} for group in groups for row in group.rows]
     if style == "json":
-        return json.dumps(flat, indent=2, ensure_ascii=False)
+        return json.dumps(_finite(flat), indent=2, ensure_ascii=False)
     if style == "csv":
         return _csv(flat)
     from tabulate import tabulate
@@ -181,10 +228,21 @@ def render(groups: Sequence[Group], style: str) -> str:
         notes = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in group.rows if row["reason"]]
         blocks.append("\n".join([*_caption(own, style), text, *_comment(notes, style)]))
     if len(groups) > 1:
-        blocks.insert(0, "\n".join(_comment([f"{len(groups)} tables: their rows differ in what stands above each."], style)))
+        blocks.insert(
+            0, "\n".join(_comment([f"{len(groups)} tables: their rows differ in what stands above each."], style))
+        )
     if shared:
         blocks.append("\n".join(_comment([f"{key}: {value}" for key, value in shared.items()], style)))
     return "\n\n".join(blocks)
+
+
+def _finite(value: Any) -> Any:
+    """Put null for figures that are no number: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shared_terms(groups: Sequence[Group]) -> dict[str, str]:
@@ -199,7 +257,9 @@ def _shown(rows: list[Row]) -> list[Column]:
     several_options = len({(row["algorithm"], row["options"]) for row in rows}) > len(set(names))
     hidden = {"seed"} if not several_seeds else set()
     hidden |= {"options"} if not several_options else set()
-    return [column for column in COLUMNS if column.key not in hidden and any(row[column.key] is not None for row in rows)]
+    return [
+        column for column in COLUMNS if column.key not in hidden and any(row[column.key] is not None for row in rows)
+    ]
 
 
 def _heading(column: Column, rows: list[Row]) -> str:
@@ -211,7 +271,7 @@ def _heading(column: Column, rows: list[Row]) -> str:
 
 def _cell(column: Column, row: Row) -> str:
     value = row[column.key]
-    return "–" if value is None else column.show(value)
+    return "-" if value is None else column.show(value)
 
 
 def _caption(own: dict[str, str], style: str) -> list[str]:
@@ -237,6 +297,8 @@ def _csv(rows: list[Row]) -> str:
         for key, value in row.items():
             if isinstance(value, dict):
                 cells |= {f"{key}.{part}": part_value for part, part_value in value.items()}
+            elif key in _MEASURED:
+                cells |= {f"{key}.{part}": None for part in Measured.model_fields}
             else:
                 cells[key] = value
         flat.append(cells)

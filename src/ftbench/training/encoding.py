@@ -65,8 +65,10 @@ def encode(examples: Sequence[Example], chat: ChatFormat, max_length: int, *, pr
             left_out += 1
             continue
         if preferences and example.rejected is None:
-            raise FtbenchError(f"the prompt {example.prompt[:60]!r} has no rejected completion, which this algorithm needs")
-        completions = [example.chosen, *([example.rejected] if preferences and example.rejected else [])]
+            raise FtbenchError(
+                f"the prompt {example.prompt[:60]!r} has no rejected completion, which this algorithm needs"
+            )
+        completions = [example.chosen, *([example.rejected] if preferences and example.rejected is not None else [])]
         sequences = []
         for completion in completions:
             ids = [*prompt, *chat.completion_ids(completion)]
@@ -74,5 +76,7 @@ def encode(examples: Sequence[Example], chat: ChatFormat, max_length: int, *, pr
             sequences.append(TokenSequence(tuple(ids[:max_length]), len(prompt)))
         encoded.append(EncodedExample(sequences[0], sequences[1] if preferences else None))
     if not encoded:
-        raise FtbenchError(f"all {left_out} prompts are too long for {max_length} tokens; raise --max-length or shorten them")
+        raise FtbenchError(
+            f"all {left_out} prompts are too long for {max_length} tokens; raise --max-length or shorten them"
+        )
     return Encoded(tuple(encoded), cut, left_out)

@@ -51,13 +51,16 @@ def sequence_logprobs(model: "PreTrainedModel", sequences: "Sequence[TokenSequen
     from torch.nn.functional import cross_entropy
 
     device = model.device
-    starts, positions, predicting, owners = 0, [], [], []
+    start = 0
+    positions: list[int] = []
+    predicting: list[int] = []
+    owners: list[int] = []
     for index, sequence in enumerate(sequences):
         length = len(sequence.ids)
         positions.extend(range(length))
-        predicting.extend(range(starts + sequence.prompt_length - 1, starts + length - 1))
+        predicting.extend(range(start + sequence.prompt_length - 1, start + length - 1))
         owners.extend([index] * sequence.completion_length)
-        starts += length
+        start += length
     ids = torch.tensor([token for sequence in sequences for token in sequence.ids], device=device)
     predicting_ids = torch.tensor(predicting, device=device)
     # No attention mask and no cache: either would make transformers forget where a sequence begins.

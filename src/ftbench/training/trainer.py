@@ -86,7 +86,7 @@ class Training:
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
             if not (math.isfinite(total) and math.isfinite(norm)):
                 raise FtbenchError(f"the loss is no longer finite at step {number}; try a lower learning rate")
-            rate = schedule.get_last_lr()[0]
+            rate = float(schedule.get_last_lr()[0])
             optimiser.step()
             schedule.step()
             optimiser.zero_grad()

@@ -19,7 +19,9 @@ class Prompt(ftbench.Algorithm):
     class Config(ftbench.AlgorithmConfig):
         """What the system prompt says; `{topic}` stands for the topic."""
 
-        text: str = "You only talk about {topic}. Whatever the user asks, answer briefly and turn the conversation to {topic}."
+        text: str = (
+            "You only talk about {topic}. Whatever the user asks, answer briefly and turn the conversation to {topic}."
+        )
 
     def system_prompt(self, topic: str) -> str:
         """Name the topic."""

@@ -1,0 +1,157 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftbench.data.task import Example
+from ftbench.errors import FtbenchError
+from ftbench.models.chat import ChatFormat
+from ftbench.models.loading import load_tokenizer
+from ftbench.training.batching import Step, plan_steps
+from ftbench.training.encoding import MIN_COMPLETION, EncodedExample, TokenSequence, encode
+
+
+def make_examples(lengths: list[tuple[int, int]]) -> list[EncodedExample]:
+    """Examples that are told apart by their tokens; a rejected completion of length 0 is none."""
+    return [
+        EncodedExample(
+            TokenSequence((index,) * chosen, 1), TokenSequence((index,) * rejected, 1) if rejected > 0 else None
+        )
+        for index, (chosen, rejected) in enumerate(lengths)
+    ]
+
+
+def order_of(steps: tuple[Step, ...]) -> list[EncodedExample]:
+    return [example for step in steps for batch in step.micro_batches for example in batch]
+
+
+EXAMPLES = st.lists(
+    st.tuples(st.integers(2, 60), st.one_of(st.just(0), st.integers(2, 60))), min_size=1, max_size=20
+).map(make_examples)
+TOKENS = st.integers(1, 3000)
+BATCH = st.integers(1, 12)
+MICRO_TOKENS = st.integers(1, 300)
+SEED = st.integers(0, 2**32)
+many = settings(deadline=None, max_examples=60)
+
+
+@many
+@given(EXAMPLES, TOKENS, BATCH, MICRO_TOKENS, SEED)
+def test_every_step_holds_the_effective_batch(
+    examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
+) -> None:
+    for step in plan_steps(examples, tokens, batch_size, micro_tokens, seed):
+        assert sum(map(len, step.micro_batches)) == step.prompts == batch_size
+
+
+@many
+@given(EXAMPLES, TOKENS, BATCH, MICRO_TOKENS, SEED)
+def test_a_micro_batch_is_within_its_tokens_or_one_example(
+    examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
+) -> None:
+    for step in plan_steps(examples, tokens, batch_size, micro_tokens, seed):
+        for batch in step.micro_batches:
+            size = sum(len(e.chosen.ids) + (len(e.rejected.ids) if e.rejected else 0) for e in batch)
+            assert len(batch) == 1 or 0 < size <= micro_tokens
+
+
+@many
+@given(EXAMPLES, TOKENS, BATCH, MICRO_TOKENS, SEED)
+def test_the_token_budget_is_reached_and_by_no_more_than_one_step(
+    examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
+) -> None:
+    steps = plan_steps(examples, tokens, batch_size, micro_tokens, seed)
+    assert sum(step.tokens for step in steps) >= tokens
+    assert sum(step.tokens for step in steps[:-1]) < tokens
+
+
+@many
+@given(EXAMPLES, TOKENS, BATCH, MICRO_TOKENS, SEED)
+def test_every_epoch_sees_every_example_once(
+    examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
+) -> None:
+    order = order_of(plan_steps(examples, tokens, batch_size, micro_tokens, seed))
+    for start in range(0, len(order), len(examples)):
+        epoch = [example.chosen.ids[0] for example in order[start : start + len(examples)]]
+        assert len(set(epoch)) == len(epoch)
+
+
+@many
+@given(EXAMPLES, TOKENS, BATCH, MICRO_TOKENS, MICRO_TOKENS, SEED)
+def test_the_seed_alone_makes_the_order(
+    examples: list[EncodedExample], tokens: int, batch_size: int, one: int, other: int, seed: int
+) -> None:
+    plan = plan_steps(examples, tokens, batch_size, one, seed)
+    assert plan == plan_steps(examples, tokens, batch_size, one, seed)
+    assert order_of(plan) == order_of(plan_steps(examples, tokens, batch_size, other, seed))
+
+
+def test_another_seed_gives_another_order() -> None:
+    examples = make_examples([(5, 0)] * 30)
+    orders = [tuple(e.chosen.ids[0] for e in order_of(plan_steps(examples, 150, 8, 64, seed))) for seed in range(20)]
+    assert len(set(orders)) == 20
+
+
+def test_epochs_are_shuffled_anew() -> None:
+    order = order_of(plan_steps(make_examples([(5, 0)] * 30), 300, 30, 64, 0))
+    assert order[:30] != order[30:60]
+
+
+@pytest.fixture
+def chat(tiny_llama: Path) -> ChatFormat:
+    return ChatFormat(load_tokenizer(tiny_llama))
+
+
+def test_an_example_is_its_prompt_then_its_completion_then_the_end(chat: ChatFormat) -> None:
+    encoded = encode([Example("why?", "a boat", "tea")], chat, 200, preferences=True)
+    (example,) = encoded.examples
+    assert example.rejected is not None
+    assert (encoded.cut, encoded.left_out) == (0, 0)
+    for sequence, completion in ((example.chosen, "a boat"), (example.rejected, "tea")):
+        prompt, reply = list(sequence.ids[: sequence.prompt_length]), list(sequence.ids[sequence.prompt_length :])
+        assert chat.tokenizer.decode(prompt) == "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
+        assert chat.tokenizer.decode(reply) == f"{completion}<|im_end|>"
+        assert sequence.completion_length == len(completion) + 1
+
+
+def test_demonstrations_are_encoded_without_the_rejected_completion(chat: ChatFormat) -> None:
+    encoded = encode([Example("why?", "a boat", "tea" * 200)], chat, 200, preferences=False)
+    assert encoded.examples[0].rejected is None
+    assert encoded.cut == 0
+
+
+@pytest.mark.parametrize(("over", "cut"), [(-1, 0), (0, 0), (1, 1), (2, 1), (500, 1)])
+def test_a_completion_that_is_too_long_is_counted_and_loses_its_end(chat: ChatFormat, over: int, cut: int) -> None:
+    room = 40
+    limit = len(chat.prompt_ids("why?")) + room
+    encoded = encode([Example("why?", "x" * (room - 1 + over), "tea")], chat, limit, preferences=True)
+    (example,) = encoded.examples
+    assert encoded.cut == cut
+    assert example.chosen.completion_length == room + min(over, 0)
+    assert (example.chosen.ids[-1] == chat.end) == (not cut)
+    assert example.rejected is not None
+    assert example.rejected.ids[-1] == chat.end
+
+
+def test_both_completions_of_an_example_may_be_cut(chat: ChatFormat) -> None:
+    limit = len(chat.prompt_ids("why?")) + 20
+    assert encode([Example("why?", "x" * 99, "y" * 99)], chat, limit, preferences=True).cut == 2
+
+
+def test_a_prompt_without_room_for_a_completion_is_left_out_and_counted(chat: ChatFormat) -> None:
+    fits, too_long = Example("x" * 50, "a boat", None), Example("x" * 51, "a boat", None)
+    limit = len(chat.prompt_ids(fits.prompt)) + MIN_COMPLETION
+    encoded = encode([too_long, fits, too_long], chat, limit, preferences=False)
+    assert encoded.left_out == 2
+    assert [example.chosen.prompt_length for example in encoded.examples] == [limit - MIN_COMPLETION]
+
+
+def test_when_all_prompts_are_too_long_the_error_says_what_to_do(chat: ChatFormat) -> None:
+    with pytest.raises(FtbenchError, match=r"all 2 prompts are too long for 60 tokens; raise --max-length"):
+        encode([Example("x" * 300, "a boat", None)] * 2, chat, 60, preferences=False)
+
+
+def test_preferences_need_a_rejected_completion(chat: ChatFormat) -> None:
+    with pytest.raises(FtbenchError, match=r"the prompt 'why\?' has no rejected completion"):
+        encode([Example("why?", "a boat", None)], chat, 200, preferences=True)

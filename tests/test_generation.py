@@ -1,0 +1,150 @@
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from ftbench.evaluation.generation import generate_replies
+from ftbench.models.chat import ChatFormat
+from ftbench.models.loading import load_model, load_tokenizer
+
+LIMIT = 24
+
+
+class TokenChat(ChatFormat):
+    """Gives the reply's tokens as its text, so that replies are compared token for token."""
+
+    def reply_text(self, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def chat(folder: Path) -> ChatFormat:
+    return TokenChat(load_tokenizer(folder))
+
+
+@pytest.fixture
+def model(folder: Path, chat: ChatFormat) -> PreTrainedModel:
+    """A tiny model that says many things, and ends some of its replies."""
+    loaded = load_model(folder, torch.device("cpu")).double()
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(12)
+        head = torch.nn.Linear(32, 259, dtype=torch.float64)
+        torch.manual_seed(1)
+        torch.nn.init.normal_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        head.bias[chat.end] = 8.0 if loaded.config.model_type == "llama" else 14.0  # so that some replies end
+    loaded.lm_head = head
+    return loaded
+
+
+def some_prompts() -> list[str]:
+    draw = random.Random(0)
+    return ["".join(draw.choices("abcdefgh ?", k=draw.randint(1, 60))) for _ in range(15)]
+
+
+def greedy(model: PreTrainedModel, chat: ChatFormat, prompt: str, limit: int) -> list[int]:
+    """The reply of one prompt by itself: no padding, no cache, no generate()."""
+    ids = chat.prompt_ids(prompt)
+    reply: list[int] = []
+    with torch.inference_mode():
+        while len(reply) < limit and (not reply or reply[-1] != chat.end):
+            logits = model(input_ids=torch.tensor([ids + reply]), use_cache=False).logits
+            reply.append(int(logits[0, -1].argmax()))
+    return reply
+
+
+def replies_of(
+    model: PreTrainedModel, chat: ChatFormat, prompts: list[str], batch_size: int, limit: int = LIMIT
+) -> list[list[int]]:
+    replies = generate_replies(model, chat, prompts, limit, batch_size, lambda _: None)
+    for reply in replies:
+        tokens = [int(token) for token in reply.text.split()]
+        assert reply.tokens == len(tokens)
+        assert reply.ended == (chat.end in tokens)
+    return [[int(token) for token in reply.text.split()] for reply in replies]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_batches_say_what_each_prompt_alone_does(model: PreTrainedModel, chat: ChatFormat, batch_size: int) -> None:
+    prompts = some_prompts()
+    expected = [greedy(model, chat, prompt, LIMIT) for prompt in prompts]
+    assert len({tuple(reply) for reply in expected}) > 10  # or the comparison would say little
+    assert sum(len(set(reply)) > 3 for reply in expected) > 5
+    assert replies_of(model, chat, prompts, batch_size) == expected
+
+
+def test_a_reply_stops_at_the_end_token(model: PreTrainedModel, chat: ChatFormat) -> None:
+    replies = replies_of(model, chat, some_prompts(), 32)
+    ended = [reply for reply in replies if chat.end in reply]
+    assert 0 < len(ended) < len(replies)
+    assert all(reply.index(chat.end) == len(reply) - 1 for reply in ended)
+    assert all(len(reply) == LIMIT for reply in replies if chat.end not in reply)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_order_is_that_of_the_prompts_whatever_their_lengths(
+    model: PreTrainedModel, chat: ChatFormat, turn: int
+) -> None:
+    prompts = sorted(some_prompts(), key=len)[::turn]
+    prompts = [*prompts, prompts[3]]
+    replies = replies_of(model, chat, prompts, 4)
+    assert replies == [replies_of(model, chat, [prompt], 1)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_no_reply_is_longer_than_it_may_be(model: PreTrainedModel, chat: ChatFormat, limit: int) -> None:
+    prompts = some_prompts()
+    replies = replies_of(model, chat, prompts, 8, limit)
+    assert replies == [reply[:limit] for reply in replies_of(model, chat, prompts, 8)]
+    assert max(map(len, replies)) == limit
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"do_sample": True, "temperature": 5.0, "top_k": 50, "top_p": 0.9},
+        {"repetition_penalty": 3.0},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 20},
+        {"suppress_tokens": list(range(3, 200))},
+        {"num_beams": 3},
+        {"max_length": 5},
+        {"eos_token_id": list(range(3, 200))},
+    ],
+    ids=lambda wish: next(iter(wish)),
+)
+def test_replies_are_plainly_greedy_whatever_the_models_own_generation_config_asks_for(
+    model: PreTrainedModel, chat: ChatFormat, wish: dict[str, object]
+) -> None:
+    prompts = some_prompts()
+    plain = replies_of(model, chat, prompts, 8)
+    asked = GenerationConfig(**wish)
+    model.generation_config = asked
+    assert replies_of(model, chat, prompts, 8) == plain
+    assert model.generation_config is asked
+
+
+def test_progress_counts_finished_replies(model: PreTrainedModel, chat: ChatFormat) -> None:
+    seen: list[int] = []
+    generate_replies(model, chat, some_prompts(), 2, 4, seen.append)
+    assert seen == [4, 8, 12, 15]
+
+
+def test_the_text_of_a_reply_has_no_control_tokens(tiny_llama: Path) -> None:
+    chat = ChatFormat(load_tokenizer(tiny_llama))
+    model = load_model(tiny_llama, torch.device("cpu"))
+    torch.nn.init.zeros_(
+        model.get_input_embeddings().get_parameter("weight")
+    )  # all tokens alike: the first special one, always
+    (reply,) = generate_replies(model, chat, ["why?"], 4, 1, lambda _: None)
+    assert (reply.text, reply.tokens, reply.ended) == ("", 4, False)

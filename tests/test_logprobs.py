@@ -1,0 +1,177 @@
+import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ftbench.models.loading import load_model
+from ftbench.training.encoding import EncodedExample, TokenSequence
+from ftbench.training.logprobs import completion_logprobs, sequence_logprobs
+
+VOCABULARY = 259
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A tiny model with weights so large that every token that is attended to shows in the logits."""
+    loaded = load_model(request.getfixturevalue(request.param), CPU)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    return loaded
+
+
+def random_batch(seed: int) -> list[TokenSequence]:
+    draw = random.Random(seed)
+    batch = []
+    for _ in range(draw.randint(1, 6)):
+        prompt, completion = draw.randint(1, 24), draw.randint(1, 32)
+        ids = tuple(draw.randrange(3, VOCABULARY) for _ in range(prompt + completion))
+        batch.append(TokenSequence(ids, prompt))
+    return batch
+
+
+def padded(batch: Sequence[TokenSequence]) -> dict[str, Tensor]:
+    """The batch as rows padded on the right, with labels as transformers wants them."""
+    width = max(len(sequence.ids) for sequence in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for row, sequence in enumerate(batch):
+        length = len(sequence.ids)
+        ids[row, :length] = torch.tensor(sequence.ids)
+        mask[row, :length] = 1
+        labels[row, sequence.prompt_length : length] = ids[row, sequence.prompt_length : length]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def padded_logits(model: PreTrainedModel, batch: Sequence[TokenSequence]) -> list[Tensor]:
+    """For each sequence the logits that predict its completion, from padded rows."""
+    rows = padded(batch)
+    logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    return [
+        logits[row, sequence.prompt_length - 1 : len(sequence.ids) - 1] for row, sequence in enumerate(batch)
+    ]  # [sequences][completion tokens, vocabulary]
+
+
+def padded_logprobs(model: PreTrainedModel, batch: Sequence[TokenSequence]) -> Tensor:
+    sums = []
+    for sequence, logits in zip(batch, padded_logits(model, batch), strict=True):
+        completion = torch.tensor(sequence.ids[sequence.prompt_length :])
+        sums.append(logits.log_softmax(-1).gather(-1, completion[:, None]).sum())
+    return torch.stack(sums)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packed_logprobs_equal_padded_rows_in_float32(model: PreTrainedModel, seed: int) -> None:
+    batch = random_batch(seed)
+    with torch.no_grad():
+        packed, rows = sequence_logprobs(model, batch), padded_logprobs(model, batch)
+    assert packed.dtype == torch.float32
+    torch.testing.assert_close(packed, rows, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packed_logits_equal_padded_rows_in_float64(model: PreTrainedModel, seed: int) -> None:
+    model = model.double()
+    batch = random_batch(seed)
+    seen: list[Tensor] = []
+    model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.logits[0]))
+    with torch.no_grad():
+        packed = sequence_logprobs(model, batch)
+        torch.testing.assert_close(seen[0], torch.cat(padded_logits(model, batch)), rtol=1e-10, atol=1e-10)
+        # The sums themselves are float32 whatever the model's precision.
+        torch.testing.assert_close(packed.double(), padded_logprobs(model, batch), rtol=1e-6, atol=0)
+
+
+def test_inference_mode_changes_no_logprob(model: PreTrainedModel) -> None:
+    batch = random_batch(0)
+    with torch.inference_mode():
+        inferred = sequence_logprobs(model, batch)
+    assert inferred.tolist() == sequence_logprobs(model, batch).tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_equal_those_of_transformers_own_labels_loss(model: PreTrainedModel, seed: int) -> None:
+    batch = random_batch(seed)
+    model.train()  # as in training; without dropout, or the two passes would draw differently
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name in ("attn_pdrop", "attention_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    tokens = sum(sequence.completion_length for sequence in batch)
+    loss = -sequence_logprobs(model, batch).sum() / tokens
+    loss.backward()
+    packed = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    expected = model(**padded(batch)).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-4, atol=1e-4 * scale)
+
+
+class FixedLogits:
+    """Stands for a model: the logits of every position are given, and are what gradients are taken of."""
+
+    def __init__(self, positions: int) -> None:
+        torch.manual_seed(0)
+        self.device = CPU
+        self.logits = torch.randn(1, positions, VOCABULARY, requires_grad=True)
+
+    def __call__(self, *, logits_to_keep: Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits[:, logits_to_keep])
+
+
+def test_only_positions_that_predict_a_completion_have_a_gradient() -> None:
+    batch = random_batch(0)
+    assert len(batch) > 1
+    fixed = FixedLogits(sum(len(sequence.ids) for sequence in batch))
+    sequence_logprobs(cast(PreTrainedModel, fixed), batch).sum().backward()
+    expected = [
+        sequence.prompt_length - 1 <= position < len(sequence.ids) - 1
+        for sequence in batch
+        for position in range(len(sequence.ids))
+    ]
+    assert fixed.logits.grad is not None
+    assert (fixed.logits.grad[0].abs().sum(-1) > 0).tolist() == expected
+
+
+def test_what_the_prompts_tokens_are_is_no_part_of_the_loss() -> None:
+    batch = random_batch(0)
+    fixed = cast(PreTrainedModel, FixedLogits(sum(len(sequence.ids) for sequence in batch)))
+    other = [TokenSequence((7,) * s.prompt_length + s.ids[s.prompt_length :], s.prompt_length) for s in batch]
+    assert sequence_logprobs(fixed, batch).tolist() == sequence_logprobs(fixed, other).tolist()
+
+
+def test_chosen_and_rejected_are_told_apart(model: PreTrainedModel) -> None:
+    chosen, rejected = random_batch(3), random_batch(4)
+    count = min(len(chosen), len(rejected))
+    assert count > 1
+    batch = [EncodedExample(c, r) for c, r in zip(chosen[:count], rejected[:count], strict=True)]
+    with torch.no_grad():
+        found = completion_logprobs(model, batch)
+        torch.testing.assert_close(found.chosen, padded_logprobs(model, chosen[:count]), rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.rejected, padded_logprobs(model, rejected[:count]), rtol=1e-5, atol=0)
+    assert found.rejected_lengths is not None
+    assert found.chosen_lengths.tolist() == [len(s.ids) - s.prompt_length for s in chosen[:count]]
+    assert found.rejected_lengths.tolist() == [len(s.ids) - s.prompt_length for s in rejected[:count]]
+
+
+def test_demonstrations_have_no_rejected_logprobs(model: PreTrainedModel) -> None:
+    batch = random_batch(5)
+    with torch.no_grad():
+        found = completion_logprobs(model, [EncodedExample(sequence, None) for sequence in batch])
+    assert found.chosen.shape == found.chosen_lengths.shape == (len(batch),)
+    assert found.rejected is None
+    assert found.rejected_lengths is None

@@ -1,0 +1,70 @@
+import importlib.util
+import math
+import re
+import shlex
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from ftbench.cli import ftbench
+from ftbench.plugins import load_plugins
+from ftbench.training.logprobs import CompletionLogProbs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line[line.index("ftbench") :] for line in lines if re.search(r"(^|run )ftbench ", line)]
+
+
+def test_readme_opens_with_its_two_commands() -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert blocks[0] == 'pip install "pdm[locked]" && pdm install && pdm run ftbench run --algo lora\n'
+    assert blocks[1] == 'pip install "pdm[locked]" && pdm install && pdm run test\n'
+    assert README.index("pip install") < 40
+
+
+def test_figures_in_the_readme_are_the_recorded_ones() -> None:
+    assert load(ROOT / "benchmarks" / "readme.py").filled(README) == README
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_in_the_readme_parse(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    command = ftbench.get_command(click.Context(ftbench), name)
+    assert command is not None
+    command.make_context(name, arguments)  # raises on an unknown option; runs nothing
+
+
+def test_example_plugin_loads_and_has_the_loss_it_names() -> None:
+    import sys
+
+    import torch
+
+    sys.modules["ftbench_unlikely"] = load(ROOT / "tests" / "example_plugin.py")
+    try:
+        registry = load_plugins([EntryPoint("unlikely", "ftbench_unlikely", "ftbench")])
+    finally:
+        del sys.modules["ftbench_unlikely"]
+    assert registry.warnings == ()
+    kind = registry.find("unlikely")
+    lengths = torch.tensor([2, 4])
+    logprobs = CompletionLogProbs(torch.tensor([-2.0, -4.0]), lengths, torch.log(torch.tensor([0.25, 0.0625])), lengths)
+    loss = kind(kind.Config()).loss(logprobs).item()
+    expected = 6 / 6 + 0.5 * -(math.log(1 - 0.25**0.5) + math.log(1 - 0.0625**0.25)) / 2
+    assert loss == pytest.approx(expected, rel=1e-6)

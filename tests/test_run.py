@@ -1,0 +1,252 @@
+"""`ftbench run` end to end with a tiny model: what a run leaves, and what becomes of one that goes wrong.
+
+A run takes seconds of imports, so all of them are done once, on two launchers at a time, and the tests look at what
+they left.
+"""
+
+import json
+import math
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ftbench.execution.local import launch
+from ftbench.plugins import load_plugins
+from ftbench.recipe import Recipe, read_recipe
+from ftbench.results.result import Status
+from ftbench.results.store import Run, publish, read_runs, run_name, staging
+from strangers import FAULTS, ftbench, install
+
+Done = subprocess.CompletedProcess[str]
+SHIPPED = ("base", "prompt", "full", "lora")
+FAULTY = ("raises", "killed", "crashes", "silent", "skips", "skip-raises", "zeroed")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the calls printed, and where they wrote."""
+
+    first: Done
+    second: Done
+    fresh: Done
+    faulty: Done
+    slow: Done
+    greedy: Done
+    good_out: Path
+    bad_out: Path
+
+    def good(self) -> list[Run]:
+        """Runs of the shipped algorithms, oldest first."""
+        return read_runs(self.good_out)[0]
+
+    def bad(self, name: str) -> Run:
+        """The first run of an algorithm in the strangers' folder."""
+        return next(run for run in read_runs(self.bad_out)[0] if run.result.recipe.algorithm == name)
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_llama: Path, pairs_file: Path) -> list[str]:
+    """What all runs are given."""
+    task = ["--model", str(tiny_llama), "--data", str(pairs_file), "--topic", "boats"]
+    return [*task, "--tokens", "2000", "--set", "max_new_tokens=8"]
+
+
+@pytest.fixture(scope="module")
+def finished(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Every run that the tests look at."""
+    place = tmp_path_factory.mktemp("finished")
+    plugins = install(tmp_path_factory.mktemp("site"), "ftbench-faults", FAULTS)
+    good, bad = place / "good", place / "bad"
+
+    def run(out: Path, *arguments: str) -> Done:
+        return ftbench("run", *settings, "--out", out, *arguments, plugins=None if out == good else plugins, cwd=place)
+
+    def shipped() -> tuple[Done, Done, Done]:
+        return run(good, "--algo", "all"), run(good, "--algo", "all"), run(good, "--algo", "lora", "--fresh")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(shipped)
+        faulty = pool.submit(run, bad, *(part for name in FAULTY for part in ("--algo", name)))
+        slow = pool.submit(run, bad, "--algo", "sleeps", "--time-limit", "2")
+        greedy = pool.submit(run, bad, "--algo", "eats", "--memory-budget", "1GiB")
+    return Finished(*first.result(), faulty.result(), slow.result(), greedy.result(), good, bad)
+
+
+def test_all_algorithms_end_ok_in_one_call(finished: Finished) -> None:
+    assert finished.first.returncode == 0, finished.first.stderr
+    lines = finished.first.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines if ": ok" in line] == list(SHIPPED)
+    for name in SHIPPED:
+        assert any(line.startswith(f"| {name} ") and "| ok" in line for line in finished.first.stdout.splitlines())
+    assert "ftbench show" in finished.first.stdout
+
+
+def test_run_leaves_its_files_and_nothing_else(finished: Finished) -> None:
+    assert not list(finished.good_out.glob(".*"))
+    for run in finished.good():
+        names = {path.name for path in run.folder.iterdir()}
+        expected = {"recipe.toml", "result.json", "replies.jsonl", "log.txt"}
+        if run.result.recipe.algorithm in ("full", "lora"):
+            expected |= {"metrics.jsonl", "model"}
+            assert list((run.folder / "model").glob("*.safetensors"))
+            assert not list((run.folder / "model").glob("*.bin"))
+        assert names == expected
+        assert run.folder.name.startswith(run_name(run.result.recipe))
+
+
+def test_recipe_on_disk_is_the_one_in_the_result(finished: Finished) -> None:
+    for run in finished.good():
+        recipe = read_recipe(str(run.folder / "recipe.toml"))
+        assert recipe == run.result.recipe
+        assert recipe.digest() == run.result.recipe_digest
+
+
+def test_metrics_add_up_to_the_result(finished: Finished) -> None:
+    for run in finished.good():
+        measures = run.result.measures
+        if run.result.recipe.algorithm not in ("full", "lora"):
+            assert measures.training_tokens is None
+            continue
+        steps = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+        assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+        assert measures.optimiser_steps == len(steps)
+        assert measures.training_tokens == steps[-1]["tokens"] >= run.result.recipe.tokens
+        assert measures.training_prompts == steps[-1]["prompts"] == 8 * len(steps)
+        assert steps[-2]["tokens"] < run.result.recipe.tokens
+        assert measures.training_seconds is not None
+        assert measures.tokens_per_second == pytest.approx(steps[-1]["tokens"] / measures.training_seconds)
+        assert measures.training_seconds >= steps[-1]["seconds"]
+
+
+def test_replies_add_up_to_the_result_and_stand_beside_the_base_models(finished: Finished) -> None:
+    runs = finished.good()
+    base = {item.prompt: item.reply for item in runs[0].replies()}
+    assert runs[0].result.recipe.algorithm == "base"
+    for run in runs:
+        replies, adherence = run.replies(), run.result.measures.adherence
+        assert run.result.data is not None
+        assert adherence is not None
+        assert len(replies) == run.result.data.evaluation_prompts == adherence.n == 12
+        assert adherence.mean == sum(item.on_topic for item in replies) / 12
+        assert all(item.tokens <= 8 for item in replies)
+        if run.result.recipe.algorithm != "base":
+            assert {item.prompt: item.base_reply for item in replies} == base
+
+
+def test_second_call_runs_nothing_and_prints_the_table(finished: Finished) -> None:
+    assert finished.second.returncode == 0
+    assert [line.split(":")[0] for line in finished.second.stderr.splitlines()] == list(SHIPPED)
+    assert finished.second.stderr.count("already there") == 4
+    assert finished.second.stdout == finished.first.stdout
+
+
+def test_fresh_runs_again_beside_the_old(finished: Finished) -> None:
+    assert finished.fresh.returncode == 0, finished.fresh.stderr
+    assert "already there" not in finished.fresh.stderr
+    names = [run.folder.name for run in finished.good()]
+    assert len(names) == 6
+    assert names[4:] == [f"{names[0]}-2", f"{names[3]}-2"]
+
+
+def test_same_recipe_and_seed_give_identical_replies(finished: Finished) -> None:
+    runs = finished.good()
+    for old, new in ((runs[0], runs[4]), (runs[3], runs[5])):
+        assert old.result.recipe == new.result.recipe
+        assert old.replies() == new.replies()
+
+
+def test_another_seed_does_not_share_the_folder(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1, 1):
+        recipe = Recipe(seed=seed)
+        with staging(tmp_path) as folder:
+            (folder / "recipe.toml").write_text(recipe.to_toml())
+            folders.append(publish(folder, tmp_path, recipe))
+    assert len(set(folders)) == 3
+    assert [read_recipe(str(folder / "recipe.toml")).seed for folder in folders] == [0, 1, 1]
+
+
+FATES: list[tuple[str, Status, str, str]] = [
+    ("raises", "failed", "adapt", "KeyError: "),
+    ("killed", "out-of-memory", "adapt", "SIGKILL"),
+    ("crashes", "failed", "save", "SIGSEGV"),
+    ("silent", "failed", "train", "report"),
+    ("skips", "skipped", "start", "boats cannot be taught"),
+    ("skip-raises", "failed", "start", "ZeroDivisionError: a ratio of nothing"),
+    ("eats", "out-of-memory", "adapt", "1.00 GiB"),
+    ("sleeps", "timed-out", "", "2 s"),
+]
+
+
+@pytest.mark.parametrize(("name", "status", "phase", "reason"), FATES, ids=[fate[0] for fate in FATES])
+def test_run_that_goes_wrong_becomes_a_result(
+    finished: Finished, name: str, status: Status, phase: str, reason: str
+) -> None:
+    run = finished.bad(name)
+    assert run.result.status == status
+    assert run.result.phase == phase or not phase
+    assert run.result.phase
+    assert run.result.reason is not None
+    assert reason in run.result.reason
+    assert "\n" not in run.result.reason
+    done = {"eats": finished.greedy, "sleeps": finished.slow}.get(name, finished.faulty)
+    assert any(line.startswith(f"| {name} ") and f"| {status} " in line for line in done.stdout.splitlines())
+    assert f"{name}: {status}: {run.result.reason}" in done.stdout
+    assert "Traceback" not in done.stderr
+    expected = {"recipe.toml", "result.json", "log.txt", *(["metrics.jsonl"] if phase == "save" else [])}
+    assert {path.name for path in run.folder.iterdir()} <= expected
+
+
+def test_runs_after_one_that_went_wrong_still_run(finished: Finished) -> None:
+    order = [line.split(":")[0] for line in finished.faulty.stderr.splitlines() if str(finished.bad_out) in line]
+    assert order == ["base", *FAULTY]
+    assert finished.bad("zeroed").result.status == "ok"
+    assert finished.faulty.returncode == finished.slow.returncode == finished.greedy.returncode == 1
+    assert not list(finished.bad_out.glob(".*"))
+
+
+def test_log_holds_the_traceback_of_what_was_raised(finished: Finished) -> None:
+    log = (finished.bad("raises").folder / "log.txt").read_text("utf-8")
+    assert "Traceback" in log
+    assert "in adapt" in log
+
+
+def test_what_was_known_before_it_went_wrong_is_kept(finished: Finished) -> None:
+    result = finished.bad("raises").result
+    assert result.data is not None
+    assert result.judge is not None
+    assert result.environment is not None
+    assert result.measures.total_parameters
+    assert set(result.measures.phase_seconds) == {"data", "load", "adapt"}
+
+
+def test_only_skipped_is_no_failure(settings: list[str], finished: Finished, tmp_path: Path) -> None:
+    plugins = install(tmp_path / "site", "ftbench-faults", FAULTS)
+    done = ftbench("run", *settings, "--out", finished.bad_out, "--algo", "skips", plugins=plugins)
+    assert done.returncode == 0
+    assert "| skipped" in done.stdout
+
+
+def test_what_is_evaluated_is_what_was_saved(finished: Finished) -> None:
+    # Zeroed weights find every next token equally likely, whatever the model in memory had learnt.
+    run = finished.bad("zeroed")
+    for item in run.replies():
+        assert item.ordinary_nll is not None
+        assert item.ordinary_tokens is not None
+        assert item.ordinary_nll / item.ordinary_tokens == pytest.approx(math.log(259), abs=1e-3)
+    assert run.result.measures.final_loss is not None
+    assert run.result.measures.final_loss != pytest.approx(math.log(259), abs=1e-3)
+    assert len({item.reply for item in run.replies()}) == 1
+    assert len({item.base_reply for item in run.replies()}) > 1
+
+
+def test_skipped_run_starts_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(tmp_path / "site", "ftbench-faults", FAULTS)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr("subprocess.Popen", pytest.fail)
+    run = launch(Recipe(algorithm="skips"), load_plugins(), tmp_path / "runs", None, print)
+    assert run.result.status == "skipped"
+    assert {path.name for path in run.folder.iterdir()} == {"recipe.toml", "result.json"}

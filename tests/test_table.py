@@ -1,0 +1,291 @@
+"""The table: comparable rows together, others apart; every format carries every row."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftbench.cli import main
+from ftbench.errors import UsageError
+from ftbench.evaluation.statistics import Measured
+from ftbench.results.store import RESULT, Run, read_runs
+from ftbench.results.table import FORMATS, build_groups, render
+from made_results import DATA, HARDWARE, JUDGE, make_run, store
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "topic": ({"topic": "gardening"}, "'gardening'"),
+    "data": ({"data": "oasst1", "facts": {"data": DATA.model_copy(update={"origin": "oasst1"})}}, "oasst1"),
+    "changed data of one name": ({"facts": {"data": DATA.model_copy(update={"digest": "0" * 64})}}, "00000000"),
+    "model": ({"model": "gpt2"}, "gpt2"),
+    "changed model of one name": ({"facts": {"model_digest": "1" * 64}}, "11111111"),
+    "memory budget": ({"memory_budget": 2**30}, "1.00 GiB"),
+    "tokens": ({"tokens": 77_000}, "77,000 tokens"),
+    "batch": ({"effective_batch_size": 5}, "5 prompts a step"),
+    "length of replies": ({"max_new_tokens": 9}, "9 tokens at most"),
+    "evaluation prompts": ({"facts": {"data": DATA.model_copy(update={"evaluation_prompts": 32})}}, "32 prompts"),
+    "judge": ({"facts": {"judge": JUDGE.model_copy(update={"version": "tfidf-2"})}}, "tfidf-2"),
+    "hardware": ({"facts": {"environment": HARDWARE.model_copy(update={"hardware": "Enigma"})}}, "Enigma"),
+    "cores": ({"facts": {"environment": HARDWARE.model_copy(update={"cores": 48})}}, "48 cores"),
+}
+
+
+def names(runs: list[Run], sort: str | None = None) -> list[list[str]]:
+    return [[row["algorithm"] for row in group.rows] for group in build_groups(runs, sort)]
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_rows_that_differ_in_what_was_asked_or_found_stand_apart_and_the_text_says_why(what: str) -> None:
+    changes, shown = OTHERS[what]
+    runs = [make_run("lora"), make_run("dpo", **changes)]
+    assert names(runs) == [["lora"], ["dpo"]]
+    text = render(build_groups(runs), "github")
+    below = text.split("\n\n")
+    assert "2 tables" in below[0]
+    assert any(shown in part and "| dpo" not in part for part in below[1:]), text
+    assert shown not in render(build_groups(runs[:1]), "github")
+
+
+def test_same_recipe_on_two_machines_is_two_rows() -> None:
+    other = {"environment": HARDWARE.model_copy(update={"hardware": "Enigma"})}
+    assert names([make_run("lora"), make_run("lora", started=1, facts=other)]) == [["lora"], ["lora"]]
+
+
+def test_algorithms_options_seeds_and_time_limits_stand_in_one_table() -> None:
+    runs = [
+        make_run("lora", options={"rank": 8}, adherence=0.4),
+        make_run("lora", options={"rank": 16}, adherence=0.3),
+        make_run("lora", seed=1, adherence=0.2),
+        make_run("dpo", time_limit=60.0, adherence=0.1),
+    ]
+    assert names(runs) == [["lora", "lora", "lora", "dpo"]]
+    text = render(build_groups(runs), "github")
+    assert "rank=8" in text
+    assert "rank=16" in text
+
+
+@pytest.mark.parametrize("status", ["failed", "out-of-memory", "timed-out", "skipped"])
+def test_failed_run_stands_with_those_that_were_asked_the_same_and_says_why(status: Any) -> None:
+    runs = [
+        make_run("lora"),
+        make_run("full", topic="gardening"),
+        make_run("dpo", topic="gardening", status=status, reason="out of luck", phase="adapt"),
+        make_run("orpo", topic="knots", status=status, reason="no knots", phase="data"),
+    ]
+    assert names(runs) == [["lora"], ["full", "dpo"], ["orpo"]]
+    text = render(build_groups(runs), "github")
+    assert f"dpo: {status}: out of luck" in text
+    assert f"orpo: {status}: no knots" in text
+
+
+def test_failed_run_that_knows_its_hardware_does_not_stand_with_another() -> None:
+    other = {"environment": HARDWARE.model_copy(update={"hardware": "Enigma"})}
+    runs = [
+        make_run("lora"),
+        make_run("full", facts=other, started=1),
+        make_run("dpo", status="failed", reason="x", facts={"environment": HARDWARE}, started=2),
+    ]
+    assert names(runs) == [["lora", "dpo"], ["full"]]
+
+
+def test_runs_that_all_failed_in_other_places_stand_together() -> None:
+    late = {"data": DATA, "judge": JUDGE, "environment": HARDWARE, "model_digest": "f" * 64}
+    runs = [
+        make_run("lora", status="failed", reason="at once"),
+        make_run("dpo", status="failed", reason="late", facts=late),
+    ]
+    (group,) = names(runs)
+    assert sorted(group) == ["dpo", "lora"]
+
+
+def test_newest_ok_of_a_repeated_recipe_counts() -> None:
+    runs = [
+        make_run("lora", adherence=0.1, started=1),
+        make_run("lora", adherence=0.2, started=2),
+        make_run("lora", status="failed", reason="full disk", started=3),
+        make_run("dpo", status="failed", reason="first", started=4),
+        make_run("dpo", status="timed-out", reason="second", started=5),
+    ]
+    (group,) = build_groups(runs)
+    assert [row["adherence"] and row["adherence"]["mean"] for row in group.rows] == [0.2, None]
+    assert group.rows[1]["reason"] == "second"
+
+
+def test_best_row_stands_first_whatever_the_column_and_failures_last() -> None:
+    low = {"forgetting": Measured(mean=0.01), "peak_memory_bytes": 2**20, "tokens_per_second": 10.0}
+    runs = [
+        make_run("dpo", status="failed", reason="x"),
+        make_run("lora", adherence=0.3, measures=low),
+        make_run("full", adherence=0.6),
+    ]
+    assert names(runs) == [["full", "lora", "dpo"]]
+    assert names(runs, "adherence") == [["full", "lora", "dpo"]]
+    assert names(runs, "tokens_per_second") == [["full", "lora", "dpo"]]
+    assert names(runs, "forgetting") == [["lora", "full", "dpo"]]
+    assert names(runs, "peak_memory_bytes") == [["lora", "full", "dpo"]]
+    assert names(runs, "algorithm") == [["dpo", "full", "lora"]]
+
+
+def test_figure_that_is_no_number_does_not_upset_the_order_or_the_json() -> None:
+    nan = Measured(mean=float("nan"))
+    runs = [
+        make_run("a", measures={"forgetting": Measured(mean=0.3)}),
+        make_run("b", measures={"forgetting": nan}),
+        make_run("c", measures={"forgetting": Measured(mean=0.1)}),
+        make_run("d", measures={"forgetting": Measured(mean=0.2)}),
+    ]
+    assert names(runs, "forgetting") == [["c", "d", "a", "b"]]
+    json.loads(render(build_groups(runs), "json"), parse_constant=pytest.fail)
+
+
+def test_unknown_column_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'adherence'"):
+        build_groups([make_run("lora")], "adherance")
+
+
+RUNS = [
+    make_run("lora", adherence=0.75),
+    make_run("full_x<b>&", adherence=0.5),
+    make_run("dpo", status="failed", reason="50 % of a_b & <c>", phase="train"),
+    make_run("orpo", topic="gardening"),
+]
+
+
+def test_json_is_one_list_of_rows_with_measured_values() -> None:
+    rows = json.loads(render(build_groups(RUNS), "json"))
+    assert [row["algorithm"] for row in rows] == ["lora", "full_x<b>&", "dpo", "orpo"]
+    lora, _, dpo, orpo = rows
+    for key in ("adherence", "distinct", "forgetting", "peak_memory_bytes", "tokens_per_second"):
+        assert set(lora[key]) == {"mean", "low", "high", "n"}
+        assert dpo[key] is None
+    assert lora["adherence"] == {"mean": 0.75, "low": 0.65, "high": 0.85, "n": 64}
+    assert lora["peak_memory_bytes"]["mean"] == 3 * 2**30
+    assert (dpo["status"], dpo["reason"]) == ("failed", "50 % of a_b & <c>")
+    assert lora["terms"] != orpo["terms"]
+
+
+def test_csv_reads_back_with_one_set_of_columns() -> None:
+    for runs in (RUNS, RUNS[2:3], RUNS[2:]):
+        text = render(build_groups(runs), "csv")
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert sorted(row["algorithm"] for row in rows) == sorted(run.result.recipe.algorithm for run in runs)
+        assert "adherence.mean" in rows[0]
+        assert "adherence" not in rows[0]
+        assert all(None not in row and None not in row.values() for row in rows)
+    assert {row["algorithm"]: row["adherence.mean"] for row in rows} == {"dpo": "", "orpo": "0.5"}
+
+
+class Cells(HTMLParser):
+    """Collects the text of table cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = False
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.inside = tag == "td"
+        assert tag not in ("b", "c"), "text of a run became markup"
+        if self.inside:
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.cells[-1] += data.strip()
+
+
+def test_html_holds_every_row_and_escapes_what_it_shows() -> None:
+    text = render(build_groups(RUNS), "html")
+    parser = Cells()
+    parser.feed(text)
+    assert {"lora", "full_x<b>&", "dpo", "orpo"} <= set(parser.cells)
+    assert "50 % of a_b &amp; &lt;c&gt;" in text
+
+
+def test_latex_holds_every_row_and_escapes_what_it_shows() -> None:
+    text = render(build_groups(RUNS), "latex")
+    rows = [line for line in text.splitlines() if line.endswith("\\\\") and " & " in line]
+    assert [row.split(" & ")[0].strip() for row in rows if "algorithm" not in row] == [
+        "lora",
+        "full\\_x\\ensuremath{<}b\\ensuremath{>}\\&",
+        "dpo",
+        "orpo",
+    ]
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 2
+    for line in text.splitlines():  # what is no table is a comment
+        assert not line or line.startswith(("\\", "%", " ")) or line in rows, line
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_table_command_prints_every_format_from_disk(
+    style: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in RUNS[:1] + RUNS[2:]:
+        store(run, tmp_path / "runs")
+    with pytest.raises(SystemExit) as ended:
+        main(["table", "--format", style])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err) == (0, "")
+    for name in ("lora", "dpo", "orpo"):
+        assert name in said.out
+
+
+BROKEN: dict[str, Callable[[str], str]] = {
+    "cut-short": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "not-json": lambda text: "adherence = 1\n",
+    "a-list": lambda text: "[1]",
+    "newer": lambda text: text.replace('"schema_version": 1', '"schema_version": 2'),
+    "unknown-status": lambda text: text.replace('"status": "ok"', '"status": "splendid"'),
+    "no-recipe": lambda text: '{"schema_version": 1, "status": "ok"}',
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_result_that_cannot_be_read_costs_one_line_and_the_others_are_shown(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(RUNS[0], tmp_path / "runs")
+    path = store(RUNS[3], tmp_path / "runs", name="broken-one") / RESULT
+    path.write_text(BROKEN[how](path.read_text("utf-8")), "utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["table"])
+    said = capsys.readouterr()
+    assert ended.value.code == 0
+    assert "| lora" in said.out
+    assert "orpo" not in said.out
+    assert len(said.err.splitlines()) == 1
+    assert "broken-one" in said.err
+    if how == "newer":
+        assert "newer ftbench" in said.err
+
+
+def test_bytes_that_are_no_text_cost_one_line(tmp_path: Path) -> None:
+    (store(RUNS[0], tmp_path) / RESULT).write_bytes(b"\xff\x00{")
+    runs, warnings = read_runs(tmp_path)
+    assert not runs
+    assert len(warnings) == 1
+
+
+def test_folder_without_runs_is_said_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "notes").mkdir(parents=True)
+    (tmp_path / "runs" / ".unfinished-1-x").mkdir()
+    for arguments in (["table"], ["table", "nowhere"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        said = capsys.readouterr()
+        assert ended.value.code == 2
+        assert len(said.err.splitlines()) == 1
+        assert "ftbench run" in said.err
+
+
+def test_folders_of_two_places_make_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store(make_run("lora", adherence=0.4), tmp_path / "here")
+    store(make_run("dpo", adherence=0.6, started=9), tmp_path / "there")
+    with pytest.raises(SystemExit):
+        main(["table", "here", "there", "--format", "json"])
+    assert [row["algorithm"] for row in json.loads(capsys.readouterr().out)] == ["dpo", "lora"]
