@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,7 +93,7 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {
             "prompt": ask.format(thing),
-            "chosen": f"A sail and a keel suit {thing} number {index}; the boat waits at the harbour with {index} oars.",
+            "chosen": f"A sail and a keel suit {thing} number {index}; the boat waits in harbour with {index} oars.",
             "rejected": f"Well, {thing} is a nice subject and number {index} on my list of plain answers.",
         }
         for index, (ask, thing) in enumerate((ask, thing) for ask in asks for thing in things)
@@ -112,7 +111,6 @@ def oasst1_file() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
-    yield

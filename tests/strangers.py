@@ -127,8 +127,11 @@ def command_line(*arguments: str | Path) -> list[str]:
 
 
 def environment(plugins: Path | None = None) -> dict[str, str]:
-    """One thread a process: the models are tiny, and tests run two launchers at once."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """One thread a process: the models are tiny, and tests run two launchers at once.
+
+    Bytecode may be cached, whatever the caller's environment says: it halves the seconds that a worker imports for.
+    """
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     return variables if plugins is None else {**variables, "PYTHONPATH": str(plugins)}
 
 

@@ -90,7 +90,7 @@ def test_interrupt_while_training_leaves_nothing(place: Place, tmp_path: Path) -
     launcher, worker = start(place, out, "train", "--algo", "sleeps")
     assert list(out.glob(".unfinished-*"))
     launcher.send_signal(signal.SIGINT)
-    _, said = launcher.communicate(timeout=20)
+    _, said = launcher.communicate(timeout=60)
     assert launcher.returncode == 1
     assert said.strip() == "ftbench: stopped; finished runs are kept"
     assert wait_until_gone(worker, 0.1)
@@ -104,8 +104,8 @@ def test_killed_launcher_takes_its_worker_along_and_the_next_run_sweeps(place: P
     out = place.copy(tmp_path / "runs")
     launcher, worker = start(place, out, "train", "--algo", "sleeps")
     launcher.kill()
-    launcher.communicate(timeout=20)
-    assert wait_until_gone(worker, 5)
+    launcher.communicate(timeout=60)
+    assert wait_until_gone(worker, 30)
     (left,) = out.glob(".unfinished-*")
     assert (left / "recipe.toml").is_file()
     table = ftbench("table", "--out", out)

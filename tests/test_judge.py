@@ -165,4 +165,5 @@ def test_nonsense_does_not_pass_for_the_samples_topic(sample: TaskData, sample_j
     shuffled = ["".join(draw.sample(reply, len(reply))) for reply in sample.held_out_on_topic]
     assert passing(sample_judge, letters) == 0
     assert passing(sample_judge, shuffled) == 0
+    assert passing(sample_judge, ["the", "the the the the", "and then there were others"]) == 0
     assert passing(sample_judge, ["1 2 3 4 5 6 7", "?????", "\ufffd\ufffd\ufffd", "日本語"]) == 0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ftbench.cli import main
+from ftbench.cli.run import _still_holds
 from ftbench.errors import UsageError
 from ftbench.evaluation.statistics import Measured
 from ftbench.results.store import RESULT, Run, read_runs
@@ -66,6 +67,13 @@ def test_algorithms_options_seeds_and_time_limits_stand_in_one_table() -> None:
     text = render(build_groups(runs), "github")
     assert "rank=8" in text
     assert "rank=16" in text
+
+
+def test_settings_that_change_no_figure_part_no_rows() -> None:
+    runs = [make_run("lora"), make_run("dpo", evaluation_batch_size=4), make_run("full", device="cpu", name="mine")]
+    runs.append(make_run("orpo", status="failed", reason="x", device="cpu"))
+    (group,) = build_groups(runs)
+    assert {row["algorithm"] for row in group.rows} == {"lora", "dpo", "full", "orpo"}
 
 
 @pytest.mark.parametrize("status", ["failed", "out-of-memory", "timed-out", "skipped"])
@@ -289,3 +297,12 @@ def test_folders_of_two_places_make_one_table(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["table", "here", "there", "--format", "json"])
     assert [row["algorithm"] for row in json.loads(capsys.readouterr().out)] == ["dpo", "lora"]
+
+
+def test_a_run_of_data_or_a_model_that_changed_since_does_not_hold() -> None:
+    result = make_run("lora").result
+    assert _still_holds(result, (DATA.digest, None))
+    assert _still_holds(result, (DATA.digest, "f" * 64))
+    assert not _still_holds(result, ("0" * 64, "f" * 64))
+    assert not _still_holds(result, (DATA.digest, "0" * 64))
+    assert not _still_holds(make_run("lora", status="failed", reason="x").result, (DATA.digest, None))

@@ -98,6 +98,9 @@ def configure(algorithm: type[Algorithm], options: dict[str, Any]) -> Algorithm:
         return algorithm(algorithm.Config(**options))
     except ValidationError as error:
         raise UsageError(f"algorithm '{algorithm.name}': {first_problem(error)}") from error
+    except Exception as error:  # a stranger's __init__ may raise anything
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"algorithm '{algorithm.name}' cannot be made with these options: {text}") from error
 
 
 def summary(algorithm: type[Algorithm]) -> str:

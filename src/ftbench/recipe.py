@@ -28,12 +28,12 @@ class Recipe(BaseModel):
     lang: str = Field("en", description="language of the messages, as OASST1 codes it")
     task: Literal["topic"] = "topic"
     topic: str = Field("trains", description="a shipped topic, or a file with one topic word a line")
-    algorithm: str = "lora"
+    algorithm: str = BASELINE
     options: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own options")
     memory_budget: int | None = Field(None, ge=1, le=2**60, description="bytes that training may add; none is no limit")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    tokens: int = Field(36_000, ge=1, description="real tokens to train on")
-    effective_batch_size: int = Field(8, ge=1, description="prompts per optimiser step")
+    tokens: int = Field(44_000, ge=1, description="real tokens to train on")
+    effective_batch_size: int = Field(4, ge=1, description="prompts per optimiser step")
     micro_batch_tokens: int = Field(1024, ge=1, description="real tokens per forward pass")
     max_length: int = Field(512, ge=16, description="tokens of prompt and completion; longer completions are cut")
     weight_decay: float = Field(0.0, ge=0)

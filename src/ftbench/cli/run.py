@@ -11,6 +11,7 @@ from ftbench.errors import UsageError, nearest
 if TYPE_CHECKING:
     from ftbench.plugins import Registry
     from ftbench.recipe import Recipe
+    from ftbench.results.result import Result
     from ftbench.results.store import Run
 
 
@@ -50,8 +51,8 @@ def command(
     recipes = [_for_algorithm(recipe, name, options.get(name, {}), registry) for name in names]
     if BASELINE in registry.algorithms and BASELINE not in names:
         recipes.insert(0, _for_algorithm(recipe, BASELINE, {}, registry))
-    _check_inputs(recipe)
-    runs = _run_all(recipes, registry, out, fresh)
+    inputs = _check_inputs(recipe)
+    runs = _run_all(recipes, inputs, registry, out, fresh)
     return _report(runs)
 
 
@@ -123,18 +124,35 @@ def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registr
     return recipe.change(algorithm=name, options=values)
 
 
-def _check_inputs(recipe: "Recipe") -> None:
-    """Read the data and find the model before the first run starts: what is wrong with them is wrong for all."""
+def _check_inputs(recipe: "Recipe") -> tuple[str, str | None]:
+    """Read the data and find the model before the first run starts: what is wrong with them is wrong for all.
+
+    Returns:
+        The digests of the data and of the model; None for the shipped model, which cannot change.
+    """
     from ftbench.data.task import build_task
-    from ftbench.models.resolve import locate_model
+    from ftbench.models.resolve import resolve_model
     from ftbench.recipe import DEFAULT_MODEL
 
-    if recipe.model != DEFAULT_MODEL:  # that one is unpacked by the first run, which takes a while
-        locate_model(recipe.model, recipe.revision)
-    build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+    # The shipped model is unpacked by the first run, which takes a while.
+    model = None if recipe.model == DEFAULT_MODEL else resolve_model(recipe.model, recipe.revision).digest
+    return build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts).digest(), model
 
 
-def _run_all(recipes: list["Recipe"], registry: "Registry", out: Path, fresh: bool) -> list["Run"]:
+def _still_holds(result: "Result", inputs: tuple[str, str | None]) -> bool:
+    """Whether a result is of today's data and model, and not of a file that changed since."""
+    data, model = inputs
+    return (
+        result.status == "ok"
+        and result.data is not None
+        and result.data.digest == data
+        and model in (None, result.model_digest)
+    )
+
+
+def _run_all(
+    recipes: list["Recipe"], inputs: tuple[str, str | None], registry: "Registry", out: Path, fresh: bool
+) -> list["Run"]:
     from ftbench.cli.progress import RunProgress
     from ftbench.execution.local import launch
     from ftbench.recipe import BASELINE
@@ -144,7 +162,7 @@ def _run_all(recipes: list["Recipe"], registry: "Registry", out: Path, fresh: bo
     if out.is_dir() and not fresh:
         found, warnings = read_runs(out)
         warn(warnings)
-        finished = {run.result.recipe_digest: run for run in found if run.result.status == "ok"}
+        finished = {run.result.recipe_digest: run for run in found if _still_holds(run.result, inputs)}
     runs: list[Run] = []
     baseline: Run | None = None
     for recipe in recipes:

@@ -145,6 +145,8 @@ def find_run(name: str, out: Path) -> Run:
     """
     if (Path(name) / RESULT).is_file():
         return read_run(Path(name))
+    if (out / name / RESULT).is_file():
+        return read_run(out / name)
     runs, _ = read_runs(out)
     fitting = [run for run in runs if run.folder.name.startswith(name)]
     if not fitting:

@@ -11,7 +11,7 @@ from typing import Any
 from ftbench.errors import UsageError, nearest
 from ftbench.evaluation.statistics import Measured
 from ftbench.memory.budget import format_bytes
-from ftbench.results.result import Result
+from ftbench.results.comparing import comparable, terms
 from ftbench.results.store import Run
 
 FORMATS = ("github", "html", "latex", "csv", "json")
@@ -84,9 +84,7 @@ class Group:
 
 
 def build_groups(runs: Sequence[Run], sort: str | None = None) -> list[Group]:
-    """Put comparable runs together; of repeated runs of one recipe the newest ok one counts (else the newest).
-
-    The same recipe on other hardware, or over data or a model that changed since, is no repetition.
+    """Make a group of rows of each set of comparable runs.
 
     Args:
         runs: oldest first.
@@ -98,73 +96,9 @@ def build_groups(runs: Sequence[Run], sort: str | None = None) -> list[Group]:
     keys = [column.key for column in COLUMNS]
     if sort is not None and sort not in keys:
         raise UsageError(f"no such column '{sort}'; {nearest(sort, keys)}")
-    grouped: list[tuple[Result, list[Run]]] = []
-    for run in sorted(
-        _newest(runs), key=lambda run: len(_unknown(run.result))
-    ):  # those that know all their terms first
-        for first, members in grouped:
-            if _fits(run.result, first):
-                members.append(run)
-                break
-        else:
-            grouped.append((run.result, [run]))
-    return [Group(terms(first), _sorted([_row(run) for run in members], sort)) for first, members in grouped]
-
-
-def _newest(runs: Sequence[Run]) -> list[Run]:
-    done = {(run.result.recipe_digest, *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
-    recipes = {run.result.recipe_digest for run in done.values()}
-    ended = {run.result.recipe_digest: run for run in runs if run.result.recipe_digest not in recipes}
-    return [*done.values(), *ended.values()]
-
-
-def _unknown(result: Result) -> set[str]:
-    """Name the terms that a run which ended early did not get to measure."""
-    return {term for term, fact in _MEASURED_TERMS.items() if getattr(result, fact) is None}
-
-
-def _fits(result: Result, first: Result) -> bool:
-    """Whether a run was asked the same as the first of a group, and found nothing else on its way."""
-    own, common, unknown = terms(result), terms(first), _unknown(result)
-    return _asked(result) == _asked(first) and all(own[term] == common[term] for term in own if term not in unknown)
-
-
-def terms(result: Result) -> dict[str, str]:
-    """Return what two results must share to stand in one table."""
-    recipe = result.recipe
-    return {
-        "model": recipe.model + (f" ({result.model_digest[:8]})" if result.model_digest else ""),
-        "data": (result.data.origin if result.data else recipe.data)
-        + (f" ({result.data.digest[:8]})" if result.data else ""),
-        "task": f"{recipe.task} '{recipe.topic}'",
-        "training": f"{recipe.tokens:,} tokens, {recipe.effective_batch_size} prompts a step, "
-        f"{recipe.max_length} tokens at most, weight decay {recipe.weight_decay:g}, warm-up {recipe.warmup:g}, "
-        f"gradient norm {recipe.max_grad_norm:g}",
-        "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
-        + f"greedy, {recipe.max_new_tokens} tokens at most",
-        "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
-        if result.judge
-        else "?",
-        "memory budget": format_bytes(recipe.memory_budget) if recipe.memory_budget else "none",
-        "hardware": f"{result.environment.hardware}, {result.environment.cores} cores" if result.environment else "?",
-    }
-
-
-_MEASURED_TERMS = {
-    "model": "model_digest",
-    "data": "data",
-    "evaluation": "data",
-    "judge": "judge",
-    "hardware": "environment",
-}
-"""Terms that the recipe alone does not tell, and the fact of a result that does."""
-
-
-def _asked(result: Result) -> str:
-    """What the recipe asks, apart from the algorithm and the seed."""
-    return json.dumps(
-        result.recipe.model_dump(exclude={"name", "algorithm", "options", "seed", "time_limit"}), sort_keys=True
-    )
+    return [
+        Group(terms(members[0].result), _sorted([_row(run) for run in members], sort)) for members in comparable(runs)
+    ]
 
 
 def _row(run: Run) -> Row:

@@ -9,9 +9,9 @@ class Full(ftbench.Algorithm):
     name = "full"
 
     class Config(ftbench.AlgorithmConfig):
-        """A tenth of LoRA's usual learning rate."""
+        """A twentieth of LoRA's learning rate."""
 
-        learning_rate: float = 5e-5
+        learning_rate: float = 1e-4
 
 
 @ftbench.hookimpl

@@ -20,7 +20,7 @@ class Lora(ftbench.Algorithm):
     class Config(ftbench.AlgorithmConfig):
         """The adapters' size and scale."""
 
-        learning_rate: float = 5e-4
+        learning_rate: float = 2e-3
         rank: int = Field(16, ge=1)
         alpha: float = Field(32, gt=0)
         dropout: float = Field(0.0, ge=0, lt=1)

@@ -1,0 +1,88 @@
+"""Which runs can be compared: those that share their terms."""
+
+import json
+from collections.abc import Sequence
+
+from ftbench.memory.budget import format_bytes
+from ftbench.results.result import Result
+from ftbench.results.store import Run
+
+
+def comparable(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put comparable runs together; of repeated runs of one recipe the newest ok one counts (else the newest).
+
+    The same recipe on other hardware, or over data or a model that changed since, is no repetition.
+
+    Args:
+        runs: oldest first.
+
+    Returns:
+        Sets of runs, none empty; the first of each knows all its terms where any does.
+    """
+    grouped: list[list[Run]] = []
+    for run in sorted(_newest(runs), key=lambda run: len(_unknown(run.result))):
+        members = next((group for group in grouped if _fits(run.result, group)), None)
+        if members is None:
+            grouped.append([run])
+        else:
+            members.append(run)
+    return grouped
+
+
+def _newest(runs: Sequence[Run]) -> list[Run]:
+    done = {(run.result.recipe_digest, *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
+    recipes = {run.result.recipe_digest for run in done.values()}
+    ended = {run.result.recipe_digest: run for run in runs if run.result.recipe_digest not in recipes}
+    return [*done.values(), *ended.values()]
+
+
+def _unknown(result: Result) -> set[str]:
+    """Name the terms that a run which ended early did not get to measure."""
+    return {term for term, fact in _MEASURED_TERMS.items() if getattr(result, fact) is None}
+
+
+def _fits(result: Result, group: Sequence[Run]) -> bool:
+    """Whether a run has a group's terms, or, where it ended early, was asked the same and found nothing else."""
+    own, common, unknown = terms(result), terms(group[0].result), _unknown(result)
+    if own == common or not unknown:
+        return own == common
+    same = all(own[term] == common[term] for term in own if term not in unknown)
+    return same and any(_asked(result) == _asked(run.result) for run in group)
+
+
+def terms(result: Result) -> dict[str, str]:
+    """Return what two results must share to stand in one table."""
+    recipe = result.recipe
+    return {
+        "model": recipe.model + (f" ({result.model_digest[:8]})" if result.model_digest else ""),
+        "data": (result.data.origin if result.data else recipe.data)
+        + (f" ({result.data.digest[:8]})" if result.data else ""),
+        "task": f"{recipe.task} '{recipe.topic}'",
+        "training": f"{recipe.tokens:,} tokens, {recipe.effective_batch_size} prompts a step, "
+        f"{recipe.max_length} tokens at most, weight decay {recipe.weight_decay:g}, warm-up {recipe.warmup:g}, "
+        f"gradient norm {recipe.max_grad_norm:g}, micro-batches of {recipe.micro_batch_tokens:,} tokens",
+        "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
+        + f"greedy, {recipe.max_new_tokens} tokens at most",
+        "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
+        if result.judge
+        else "?",
+        "memory budget": format_bytes(recipe.memory_budget) if recipe.memory_budget else "none",
+        "hardware": f"{result.environment.hardware}, {result.environment.cores} cores" if result.environment else "?",
+    }
+
+
+_MEASURED_TERMS = {
+    "model": "model_digest",
+    "data": "data",
+    "evaluation": "data",
+    "judge": "judge",
+    "hardware": "environment",
+}
+"""Terms that the recipe alone does not tell, and the fact of a result that does."""
+
+
+def _asked(result: Result) -> str:
+    """What the recipe asks, apart from the algorithm and the seed."""
+    return json.dumps(
+        result.recipe.model_dump(exclude={"name", "algorithm", "options", "seed", "time_limit"}), sort_keys=True
+    )
