@@ -17,14 +17,14 @@ def main() -> None:
     """Run one comparison in a fresh folder, then put its record in place of the old one."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name == "quick":
-        record, settings = HERE / "quick", []
+        record, settings = HERE / "quick", ["--algo", "all"]
     elif name == "oasst1" and len(sys.argv) > 2:
         record = HERE / "oasst1-validation"
-        settings = ["--data", sys.argv[2], "--topic", "programming"]
+        settings = ["--algo", "lora", "--recipe", "oasst1-smollm2", "--data", sys.argv[2], "--topic", "programming"]
     else:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "ftbench", "run", "--algo", "all", "--out", out, *settings]
+        command = [sys.executable, "-m", "ftbench", "run", "--out", out, *settings]
         code = subprocess.run(command, check=False).returncode
         if code:
             sys.exit(code)

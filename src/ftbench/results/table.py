@@ -160,7 +160,7 @@ def render(groups: Sequence[Group], style: str) -> str:
         text = tabulate(cells, headings, tablefmt=style, disable_numparse=True, colalign=["left"] * len(columns))
         own = {key: value for key, value in group.terms.items() if key not in shared}
         notes = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in group.rows if row["reason"]]
-        blocks.append("\n".join([*_caption(own, style), text, *_comment(notes, style)]))
+        blocks.append("\n".join([*_caption(own, style), text, *([""] if notes else []), *_comment(notes, style)]))
     if len(groups) > 1:
         blocks.insert(
             0, "\n".join(_comment([f"{len(groups)} tables: their rows differ in what stands above each."], style))
@@ -220,7 +220,7 @@ def _comment(lines: list[str], style: str) -> list[str]:
         from html import escape
 
         return [f"<p>{escape(line)}</p>" for line in lines]
-    return lines
+    return [f"- {line}" for line in lines]
 
 
 def _csv(rows: list[Row]) -> str:
