@@ -25,7 +25,8 @@ class Unlikely(ftbench.Algorithm):
         assert logprobs.rejected is not None
         assert logprobs.rejected_lengths is not None
         probability = (logprobs.rejected / logprobs.rejected_lengths).exp()
-        return super().loss(logprobs) - self.config.weight * (-probability).log1p().mean()
+        weight: float = self.config.weight
+        return super().loss(logprobs) - weight * (-probability).log1p().mean()
 
 
 @ftbench.hookimpl

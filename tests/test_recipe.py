@@ -64,7 +64,7 @@ OTHER: dict[str, Any] = {
     "memory_budget": 2**30,
     "device": "cpu",
     "tokens": 1,
-    "effective_batch_size": 4,
+    "effective_batch_size": 5,
     "micro_batch_tokens": 99,
     "max_length": 99,
     "weight_decay": 0.5,

@@ -114,7 +114,7 @@ def test_metrics_add_up_to_the_result(finished: Finished) -> None:
         assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
         assert measures.optimiser_steps == len(steps)
         assert measures.training_tokens == steps[-1]["tokens"] >= run.result.recipe.tokens
-        assert measures.training_prompts == steps[-1]["prompts"] == 8 * len(steps)
+        assert measures.training_prompts == steps[-1]["prompts"] == run.result.recipe.effective_batch_size * len(steps)
         assert steps[-2]["tokens"] < run.result.recipe.tokens
         assert measures.training_seconds is not None
         assert measures.tokens_per_second == pytest.approx(steps[-1]["tokens"] / measures.training_seconds)
