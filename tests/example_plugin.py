@@ -22,11 +22,9 @@ class Unlikely(ftbench.Algorithm):
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Add to the NLL of the chosen completion -log(1 - p), p being the rejected tokens' geometric mean."""
-        assert logprobs.rejected is not None
-        assert logprobs.rejected_lengths is not None
-        probability = (logprobs.rejected / logprobs.rejected_lengths).exp()
+        unlikelihood = -(-logprobs.rejected.per_token.exp()).log1p()
         weight: float = self.config.weight
-        return super().loss(logprobs) - weight * (-probability).log1p().mean()
+        return logprobs.nll() + weight * logprobs.mean(unlikelihood)
 
 
 @ftbench.hookimpl

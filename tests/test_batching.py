@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftbench.data.task import Example
-from ftbench.errors import FtbenchError
+from ftbench.errors import FtbenchError, Skip
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_tokenizer
-from ftbench.training.batching import Step, plan_steps
-from ftbench.training.encoding import MIN_COMPLETION, EncodedExample, TokenSequence, encode
+from ftbench.training.batching import Plan, Step
+from ftbench.training.encoding import MIN_COMPLETION, NO_REJECTED, SAME, TOO_LONG, EncodedExample, TokenSequence, encode
 
 
 def make_examples(lengths: list[tuple[int, int]]) -> list[EncodedExample]:
@@ -20,6 +21,10 @@ def make_examples(lengths: list[tuple[int, int]]) -> list[EncodedExample]:
         )
         for index, (chosen, rejected) in enumerate(lengths)
     ]
+
+
+def plan(examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int) -> Plan:
+    return Plan(tuple(examples), tokens, batch_size, micro_tokens, seed)
 
 
 def order_of(steps: tuple[Step, ...]) -> list[EncodedExample]:
@@ -41,7 +46,7 @@ many = settings(deadline=None, max_examples=60)
 def test_every_step_holds_the_effective_batch(
     examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
 ) -> None:
-    for step in plan_steps(examples, tokens, batch_size, micro_tokens, seed):
+    for step in plan(examples, tokens, batch_size, micro_tokens, seed).steps:
         assert sum(map(len, step.micro_batches)) == step.prompts == batch_size
 
 
@@ -50,7 +55,7 @@ def test_every_step_holds_the_effective_batch(
 def test_a_micro_batch_is_within_its_tokens_or_one_example(
     examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
 ) -> None:
-    for step in plan_steps(examples, tokens, batch_size, micro_tokens, seed):
+    for step in plan(examples, tokens, batch_size, micro_tokens, seed).steps:
         for batch in step.micro_batches:
             size = sum(len(e.chosen.ids) + (len(e.rejected.ids) if e.rejected else 0) for e in batch)
             assert len(batch) == 1 or 0 < size <= micro_tokens
@@ -61,7 +66,7 @@ def test_a_micro_batch_is_within_its_tokens_or_one_example(
 def test_the_token_budget_is_reached_and_by_no_more_than_one_step(
     examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
 ) -> None:
-    steps = plan_steps(examples, tokens, batch_size, micro_tokens, seed)
+    steps = plan(examples, tokens, batch_size, micro_tokens, seed).steps
     assert sum(step.tokens for step in steps) >= tokens
     assert sum(step.tokens for step in steps[:-1]) < tokens
 
@@ -71,7 +76,7 @@ def test_the_token_budget_is_reached_and_by_no_more_than_one_step(
 def test_every_epoch_sees_every_example_once(
     examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int
 ) -> None:
-    order = order_of(plan_steps(examples, tokens, batch_size, micro_tokens, seed))
+    order = order_of(plan(examples, tokens, batch_size, micro_tokens, seed).steps)
     for start in range(0, len(order), len(examples)):
         epoch = [example.chosen.ids[0] for example in order[start : start + len(examples)]]
         assert len(set(epoch)) == len(epoch)
@@ -82,19 +87,19 @@ def test_every_epoch_sees_every_example_once(
 def test_the_seed_alone_makes_the_order(
     examples: list[EncodedExample], tokens: int, batch_size: int, one: int, other: int, seed: int
 ) -> None:
-    plan = plan_steps(examples, tokens, batch_size, one, seed)
-    assert plan == plan_steps(examples, tokens, batch_size, one, seed)
-    assert order_of(plan) == order_of(plan_steps(examples, tokens, batch_size, other, seed))
+    steps = plan(examples, tokens, batch_size, one, seed).steps
+    assert steps == plan(examples, tokens, batch_size, one, seed).steps
+    assert order_of(steps) == order_of(plan(examples, tokens, batch_size, other, seed).steps)
 
 
 def test_another_seed_gives_another_order() -> None:
     examples = make_examples([(5, 0)] * 30)
-    orders = [tuple(e.chosen.ids[0] for e in order_of(plan_steps(examples, 150, 8, 64, seed))) for seed in range(20)]
+    orders = [tuple(e.chosen.ids[0] for e in order_of(plan(examples, 150, 8, 64, seed).steps)) for seed in range(20)]
     assert len(set(orders)) == 20
 
 
 def test_epochs_are_shuffled_anew() -> None:
-    order = order_of(plan_steps(make_examples([(5, 0)] * 30), 300, 30, 64, 0))
+    order = order_of(plan(make_examples([(5, 0)] * 30), 300, 30, 64, 0).steps)
     assert order[:30] != order[30:60]
 
 
@@ -107,7 +112,7 @@ def test_an_example_is_its_prompt_then_its_completion_then_the_end(chat: ChatFor
     encoded = encode([Example("why?", "a boat", "tea")], chat, 200, preferences=True)
     (example,) = encoded.examples
     assert example.rejected is not None
-    assert (encoded.cut, encoded.left_out) == (0, 0)
+    assert (encoded.cut, encoded.left_out) == (0, {})
     for sequence, completion in ((example.chosen, "a boat"), (example.rejected, "tea")):
         prompt, reply = list(sequence.ids[: sequence.prompt_length]), list(sequence.ids[sequence.prompt_length :])
         assert chat.tokenizer.decode(prompt) == "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
@@ -143,7 +148,7 @@ def test_a_prompt_without_room_for_a_completion_is_left_out_and_counted(chat: Ch
     fits, too_long = Example("x" * 50, "a boat", None), Example("x" * 51, "a boat", None)
     limit = len(chat.prompt_ids(fits.prompt)) + MIN_COMPLETION
     encoded = encode([too_long, fits, too_long], chat, limit, preferences=False)
-    assert encoded.left_out == 2
+    assert encoded.left_out == {TOO_LONG: 2}
     assert [example.chosen.prompt_length for example in encoded.examples] == [limit - MIN_COMPLETION]
 
 
@@ -152,6 +157,42 @@ def test_when_all_prompts_are_too_long_the_error_says_what_to_do(chat: ChatForma
         encode([Example("x" * 300, "a boat", None)] * 2, chat, 60, preferences=False)
 
 
-def test_preferences_need_a_rejected_completion(chat: ChatFormat) -> None:
-    with pytest.raises(FtbenchError, match=r"the prompt 'why\?' has no rejected completion"):
-        encode([Example("why?", "a boat", None)], chat, 200, preferences=True)
+def test_examples_without_a_pair_are_left_out_and_counted(chat: ChatFormat) -> None:
+    pair = Example("why?", "a boat", "tea")
+    examples = [Example("how?", "a boat", None), pair, Example("who?", "x" * 300, "x" * 301)]
+    encoded = encode(examples, chat, 200, preferences=True)
+    assert encoded.left_out == {NO_REJECTED: 1, SAME: 1}
+    assert encoded.examples == encode([pair], chat, 200, preferences=True).examples
+    assert encoded.cut == 0
+    assert len(encode(examples, chat, 200, preferences=False).examples) == 3
+
+
+def test_without_any_pair_preferences_do_not_apply(chat: ChatFormat) -> None:
+    with pytest.raises(Skip, match=r"^no training example has .* rejected completion \(no rejected completion: 2\)$"):
+        encode([Example("why?", "a boat", None)] * 2, chat, 200, preferences=True)
+
+
+@many
+@given(EXAMPLES, TOKENS, BATCH, MICRO_TOKENS, SEED, st.floats(0.05, 0.95))
+def test_a_split_plan_shares_the_budget(
+    examples: list[EncodedExample], tokens: int, batch_size: int, micro_tokens: int, seed: int, share: float
+) -> None:
+    whole = dataclasses.replace(plan(examples, tokens, batch_size, micro_tokens, seed), seconds=100.0)
+    first, rest = whole.split(share)
+    assert first.tokens + rest.tokens in (tokens, tokens + 1)  # at least one each
+    assert first.tokens == pytest.approx(share * tokens, abs=1)
+    assert (first.seconds or 0) + (rest.seconds or 0) == pytest.approx(100)
+    assert first.steps[0] == whole.steps[0]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5])
+def test_a_share_is_between_nothing_and_all(share: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        plan(make_examples([(5, 5)]), 100, 2, 64, 0).split(share)
+
+
+def test_demonstrations_take_more_prompts_for_the_same_tokens() -> None:
+    pairs = plan(make_examples([(10, 10)] * 8), 400, 2, 64, 0)
+    alone = pairs.demonstrations()
+    assert [sum(step.prompts for step in p.steps) for p in (pairs, alone)] == [20, 40]
+    assert [sum(step.sequences for step in p.steps) for p in (pairs, alone)] == [40, 40]

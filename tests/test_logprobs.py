@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ftbench.models.loading import load_model
+from ftbench.errors import FtbenchError
 from ftbench.training.encoding import EncodedExample, TokenSequence
 from ftbench.training.logprobs import completion_logprobs, sequence_logprobs
+from tiny import VOCABULARY, draw_sequence, load
 
-VOCABULARY = 259
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """A tiny model with weights so large that every token that is attended to shows in the logits."""
-    loaded = load_model(request.getfixturevalue(request.param), CPU)
+    loaded = load(request.getfixturevalue(request.param))
     with torch.no_grad():
         for parameter in loaded.parameters():
             if parameter.dim() > 1:
@@ -29,12 +29,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 def random_batch(seed: int) -> list[TokenSequence]:
     draw = random.Random(seed)
-    batch = []
-    for _ in range(draw.randint(1, 6)):
-        prompt, completion = draw.randint(1, 24), draw.randint(1, 32)
-        ids = tuple(draw.randrange(3, VOCABULARY) for _ in range(prompt + completion))
-        batch.append(TokenSequence(ids, prompt))
-    return batch
+    return [draw_sequence(draw) for _ in range(draw.randint(1, 6))]
 
 
 def padded(batch: Sequence[TokenSequence]) -> dict[str, Tensor]:
@@ -161,17 +156,32 @@ def test_chosen_and_rejected_are_told_apart(model: PreTrainedModel) -> None:
     batch = [EncodedExample(c, r) for c, r in zip(chosen[:count], rejected[:count], strict=True)]
     with torch.no_grad():
         found = completion_logprobs(model, batch)
-        torch.testing.assert_close(found.chosen, padded_logprobs(model, chosen[:count]), rtol=1e-5, atol=0)
-        torch.testing.assert_close(found.rejected, padded_logprobs(model, rejected[:count]), rtol=1e-5, atol=0)
-    assert found.rejected_lengths is not None
-    assert found.chosen_lengths.tolist() == [len(s.ids) - s.prompt_length for s in chosen[:count]]
-    assert found.rejected_lengths.tolist() == [len(s.ids) - s.prompt_length for s in rejected[:count]]
+        torch.testing.assert_close(found.chosen.sums, padded_logprobs(model, chosen[:count]), rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.rejected.sums, padded_logprobs(model, rejected[:count]), rtol=1e-5, atol=0)
+    assert found.chosen.lengths.tolist() == [len(s.ids) - s.prompt_length for s in chosen[:count]]
+    assert found.rejected.lengths.tolist() == [len(s.ids) - s.prompt_length for s in rejected[:count]]
+    torch.testing.assert_close(found.chosen.per_token * found.chosen.lengths, found.chosen.sums)
 
 
 def test_demonstrations_have_no_rejected_logprobs(model: PreTrainedModel) -> None:
     batch = random_batch(5)
     with torch.no_grad():
         found = completion_logprobs(model, [EncodedExample(sequence, None) for sequence in batch])
-    assert found.chosen.shape == found.chosen_lengths.shape == (len(batch),)
-    assert found.rejected is None
-    assert found.rejected_lengths is None
+    assert found.chosen.sums.shape == found.chosen.lengths.shape == (len(batch),)
+    with pytest.raises(FtbenchError, match="must say needs = 'preferences'"):
+        _ = found.rejected
+
+
+def test_without_a_reference_the_log_ratio_says_how_to_get_one(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        found = completion_logprobs(model, [EncodedExample(sequence, None) for sequence in random_batch(5)])
+    with pytest.raises(FtbenchError, match=r"training\.with_reference\(\)"):
+        _ = found.chosen.log_ratio
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_their_own_give_the_same_as_packed_ones(model: PreTrainedModel, seed: int) -> None:
+    batch = random_batch(seed)
+    with torch.no_grad():
+        packed, rows = sequence_logprobs(model, batch), sequence_logprobs(model, batch, packed=False)
+    torch.testing.assert_close(packed, rows, rtol=1e-5, atol=0)

@@ -11,7 +11,7 @@ import pytest
 
 from ftbench.cli import ftbench
 from ftbench.plugins import load_plugins
-from ftbench.training.logprobs import CompletionLogProbs
+from ftbench.training.logprobs import CompletionLogProbs, SequenceLogProbs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -64,7 +64,8 @@ def test_example_plugin_loads_and_has_the_loss_it_names() -> None:
     assert registry.warnings == ()
     kind = registry.find("unlikely")
     lengths = torch.tensor([2, 4])
-    logprobs = CompletionLogProbs(torch.tensor([-2.0, -4.0]), lengths, torch.log(torch.tensor([0.25, 0.0625])), lengths)
+    chosen = SequenceLogProbs(torch.tensor([-2.0, -4.0]), lengths)
+    logprobs = CompletionLogProbs(chosen, SequenceLogProbs(torch.tensor([0.25, 0.0625]).log(), lengths))
     loss = kind(kind.Config()).loss(logprobs).item()
     expected = 6 / 6 + 0.5 * -(math.log(1 - 0.25**0.5) + math.log(1 - 0.0625**0.25)) / 2
     assert loss == pytest.approx(expected, rel=1e-6)

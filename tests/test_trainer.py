@@ -13,43 +13,43 @@ from ftbench.algorithm import Algorithm, AlgorithmConfig
 from ftbench.data.task import Example
 from ftbench.errors import FtbenchError
 from ftbench.models.chat import ChatFormat
-from ftbench.models.loading import load_model, load_tokenizer
-from ftbench.training.batching import Step, plan_steps
+from ftbench.models.loading import load_tokenizer
+from ftbench.training.batching import Plan
 from ftbench.training.encoding import encode
-from ftbench.training.logprobs import CompletionLogProbs
-from ftbench.training.trainer import Loss, OptimiserSettings, StepReport, Training, Weight
+from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
+from ftbench.training.trainer import Loss, OptimiserSettings, StepReport, Training
+from tiny import load
 
 DEFAULT = Algorithm(AlgorithmConfig())
 SETTINGS = OptimiserSettings(learning_rate=1e-3, weight_decay=0.01, warmup=0.1, max_grad_norm=1.0)
 
 
 def preference_loss(logprobs: CompletionLogProbs) -> Tensor:
-    """A mean over prompts that reads both completions."""
-    assert logprobs.rejected is not None
-    assert logprobs.rejected_lengths is not None
-    chosen, rejected = logprobs.chosen / logprobs.chosen_lengths, logprobs.rejected / logprobs.rejected_lengths
-    return -torch.nn.functional.logsigmoid(chosen - rejected).mean() - chosen.mean()
+    """A mean over tokens and one over prompts, of both completions."""
+    chosen, rejected = logprobs.chosen.per_token, logprobs.rejected.per_token
+    return logprobs.nll() - logprobs.mean(torch.nn.functional.logsigmoid(chosen - rejected))
 
 
-def load(folder: Path) -> PreTrainedModel:
-    return load_model(folder, torch.device("cpu"))
-
-
-def make_steps(folder: Path, tokens: int = 2000, micro_batch_tokens: int = 10**6, seed: int = 0) -> tuple[Step, ...]:
+def make_plan(folder: Path, tokens: int = 2000, micro_batch_tokens: int = 10**6, seed: int = 0) -> Plan:
     examples = [Example(f"{n}?", "a boat " * (1 + n % 4) + str(n), "tea " * (1 + n % 3)) for n in range(12)]
     encoded = encode(examples, ChatFormat(load_tokenizer(folder)), 300, preferences=True)
-    return plan_steps(encoded.examples, tokens, 4, micro_batch_tokens, seed)
+    return Plan(encoded.examples, tokens, 4, micro_batch_tokens, seed)
+
+
+def make_training(
+    model: PreTrainedModel, plan: Plan, settings: OptimiserSettings = SETTINGS, start: str | None = None
+) -> tuple[Training, list[StepReport]]:
+    reports: list[StepReport] = []
+    return Training(
+        model, load_tokenizer(Path(model.config._name_or_path)), plan, settings, reports.append, start
+    ), reports
 
 
 def train(
-    model: PreTrainedModel,
-    steps: tuple[Step, ...],
-    settings: OptimiserSettings = SETTINGS,
-    loss: Loss = DEFAULT.loss,
-    weight: Weight = DEFAULT.weight,
+    model: PreTrainedModel, plan: Plan, settings: OptimiserSettings = SETTINGS, loss: Loss = DEFAULT.loss
 ) -> list[StepReport]:
-    reports: list[StepReport] = []
-    Training(model, steps, settings, reports.append).run(loss, weight)
+    training, reports = make_training(model, plan, settings)
+    training.run(loss)
     return reports
 
 
@@ -57,16 +57,14 @@ def weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    ("loss", "weight"), [(DEFAULT.loss, DEFAULT.weight), (preference_loss, len)], ids=["token mean", "prompt mean"]
-)
-def test_how_the_batch_is_cut_changes_nothing(tiny_llama: Path, loss: Loss, weight: Weight) -> None:
+@pytest.mark.parametrize("loss", [DEFAULT.loss, preference_loss], ids=["token mean", "token and prompt mean"])
+def test_how_the_batch_is_cut_changes_nothing(tiny_llama: Path, loss: Loss) -> None:
     whole, cut = load(tiny_llama), load(tiny_llama)
     start = weights(whole)
-    one, several = make_steps(tiny_llama, 1500), make_steps(tiny_llama, 1500, micro_batch_tokens=200)
-    assert all(len(step.micro_batches) == 1 for step in one)
-    assert any(1 < len(step.micro_batches) < 4 for step in several)
-    reports = train(whole, one, loss=loss, weight=weight), train(cut, several, loss=loss, weight=weight)
+    one, several = make_plan(tiny_llama, 1500), make_plan(tiny_llama, 1500, micro_batch_tokens=200)
+    assert all(len(step.micro_batches) == 1 for step in one.steps)
+    assert any(1 < len(step.micro_batches) < 4 for step in several.steps)
+    reports = train(whole, one, loss=loss), train(cut, several, loss=loss)
     for a, b in zip(*reports, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=1e-4)
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)
@@ -75,29 +73,87 @@ def test_how_the_batch_is_cut_changes_nothing(tiny_llama: Path, loss: Loss, weig
         torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=1e-4, atol=0.01 * moved)
 
 
-def test_a_weight_in_the_wrong_unit_would_show(tiny_llama: Path) -> None:
-    whole = train(load(tiny_llama), make_steps(tiny_llama, 1500))
-    cut = train(load(tiny_llama), make_steps(tiny_llama, 1500, micro_batch_tokens=200), weight=len)
+def test_a_loss_that_ignores_the_effective_batch_would_show(tiny_llama: Path) -> None:
+    def naive(logprobs: CompletionLogProbs) -> Tensor:
+        return -logprobs.chosen.per_token.mean()
+
+    whole = train(load(tiny_llama), make_plan(tiny_llama, 1500), loss=naive)
+    cut = train(load(tiny_llama), make_plan(tiny_llama, 1500, micro_batch_tokens=200), loss=naive)
     assert any(abs(a.grad_norm / b.grad_norm - 1) > 1e-3 for a, b in zip(whole, cut, strict=True))
 
 
 def test_the_loss_falls(tiny_llama: Path) -> None:
     model = load(tiny_llama)
-    reports = train(model, make_steps(tiny_llama, 12_000), dataclasses.replace(SETTINGS, learning_rate=1e-2))
+    reports = train(model, make_plan(tiny_llama, 12_000), dataclasses.replace(SETTINGS, learning_rate=1e-2))
     assert reports[0].loss == pytest.approx(math.log(259), abs=0.2)
     assert reports[-1].loss < 0.5 * reports[0].loss
     assert not model.training
 
 
-def test_reports_add_up(tiny_llama: Path) -> None:
-    steps = make_steps(tiny_llama, 1500, micro_batch_tokens=200)
-    reports = train(load(tiny_llama), steps)
-    assert [report.step for report in reports] == list(range(1, len(steps) + 1))
-    assert reports[-1].tokens == sum(step.tokens for step in steps)
-    assert reports[-1].prompts == 4 * len(steps)
-    seconds = [report.seconds for report in reports]
-    assert 0 < seconds[0] <= seconds[-1]
-    assert seconds == sorted(seconds)
+def test_every_step_is_reported(tiny_llama: Path) -> None:
+    plan = make_plan(tiny_llama, 1500, micro_batch_tokens=200)
+    reports = train(load(tiny_llama), plan)
+    assert [(r.tokens, r.sequences, r.prompts) for r in reports] == [(step.tokens, 8, 4) for step in plan.steps]
+    assert {report.stage for report in reports} == {"train"}
+
+
+def test_a_time_limit_ends_training_and_brings_the_rate_down(tiny_llama: Path) -> None:
+    endless = dataclasses.replace(make_plan(tiny_llama, 10**6), seconds=0.5)
+    reports = train(load(tiny_llama), endless)
+    assert 2 < len(reports) < len(endless.steps) / 2
+    rates = [report.learning_rate / SETTINGS.learning_rate for report in reports]
+    assert max(rates) > 0.9
+    assert rates[-1] == pytest.approx(0.1, abs=0.05)
+
+
+def test_stages_share_the_budget_and_the_first_reads_no_rejected_completion(tiny_llama: Path) -> None:
+    training, reports = make_training(load(tiny_llama), make_plan(tiny_llama, 3000))
+    training.supervised_first(0.4, 1e-3).run(preference_loss)
+    stages = {name: [r for r in reports if r.stage == name] for name in ("supervised", "train")}
+    assert len(stages["supervised"]) + len(stages["train"]) == len(reports)
+    assert all(r.sequences == r.prompts for r in stages["supervised"])
+    assert all(r.sequences == 2 * r.prompts for r in stages["train"])
+    assert sum(r.tokens for r in stages["supervised"]) == pytest.approx(1200, abs=500)
+    assert sum(r.tokens for r in reports) == pytest.approx(3000, abs=1000)
+
+
+@pytest.mark.parametrize(("share", "start"), [(0.0, None), (0.5, "lora-s0-12345678")])
+def test_no_supervised_stage_without_a_share_or_from_a_run(tiny_llama: Path, share: float, start: str | None) -> None:
+    training, reports = make_training(load(tiny_llama), make_plan(tiny_llama, 500), start=start)
+    assert training.supervised_first(share, 1e-3) is training
+    assert not reports
+
+
+def test_the_reference_is_the_model_as_it_stood_before_training(tiny_gpt2: Path) -> None:
+    model = load(tiny_gpt2)
+    model.train()  # GPT-2 has dropout, which the reference must not have
+    training, _ = make_training(model, make_plan(tiny_gpt2, 2000))
+    referred = training.with_reference()
+    assert model.training
+    examples = referred.plan.examples
+    assert [dataclasses.replace(e, reference=None) for e in examples] == list(training.plan.examples)
+    with torch.no_grad():
+        found = completion_logprobs(load(tiny_gpt2), examples)
+    torch.testing.assert_close(found.chosen.log_ratio, torch.zeros(len(examples)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.rejected.log_ratio, torch.zeros(len(examples)), rtol=0, atol=1e-4)
+    referred.run(preference_loss)
+    with torch.no_grad():
+        assert completion_logprobs(model, examples).chosen.log_ratio.abs().max() > 0.1
+
+
+def test_only_planned_examples_are_scored_by_the_reference(tiny_llama: Path) -> None:
+    training, _ = make_training(load(tiny_llama), make_plan(tiny_llama, 1))
+    referred = training.with_reference()
+    assert sum(e.reference is not None for e in referred.plan.examples) == 4
+    assert [example.reference is not None for step in referred.plan.steps for example in step.examples] == [True] * 4
+
+
+def test_under_a_time_limit_the_reference_scores_what_it_can(tiny_llama: Path) -> None:
+    plan = dataclasses.replace(make_plan(tiny_llama, 3000, micro_batch_tokens=1), seconds=1e-6)
+    referred = make_training(load(tiny_llama), plan)[0].with_reference()
+    assert 0 < len(referred.plan.examples) < len(plan.examples)
+    assert all(example.reference is not None for example in referred.plan.examples)
+    assert referred.plan.seconds == 0
 
 
 def test_frozen_parameters_stay_bit_equal(tiny_llama: Path) -> None:
@@ -105,7 +161,7 @@ def test_frozen_parameters_stay_bit_equal(tiny_llama: Path) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = ".layers.1." in name
     before = weights(model)
-    train(model, make_steps(tiny_llama))
+    train(model, make_plan(tiny_llama))
     unchanged = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     assert unchanged == {name for name in before if ".layers.1." not in name}
 
@@ -113,26 +169,34 @@ def test_frozen_parameters_stay_bit_equal(tiny_llama: Path) -> None:
 def test_a_loss_that_is_not_a_number_is_a_one_line_error_and_changes_no_weight(tiny_llama: Path) -> None:
     model = load(tiny_llama)
     before = weights(model)
-    with pytest.raises(FtbenchError, match=r"^the loss is no longer finite at step 1; .*learning rate$") as error:
-        train(model, make_steps(tiny_llama), loss=lambda logprobs: logprobs.chosen.sum() * math.nan)
+    with pytest.raises(
+        FtbenchError, match=r"^the loss is no longer finite at step 1 of stage 'train'; .*learning rate$"
+    ) as error:
+        train(model, make_plan(tiny_llama), loss=lambda logprobs: logprobs.nll() * math.nan)
     assert "\n" not in str(error.value)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_a_huge_learning_rate_is_a_one_line_error(tiny_gpt2: Path) -> None:
-    with pytest.raises(FtbenchError, match=r"^the loss is no longer finite at step [2-9]; try a lower learning rate$"):
-        train(load(tiny_gpt2), make_steps(tiny_gpt2), dataclasses.replace(SETTINGS, learning_rate=1e30))
+    with pytest.raises(
+        FtbenchError, match=r"^the loss is no longer finite at step [2-9] of .*; try a lower learning rate$"
+    ):
+        train(load(tiny_gpt2), make_plan(tiny_gpt2), dataclasses.replace(SETTINGS, learning_rate=1e30))
 
 
 def test_nothing_trainable_is_an_error(tiny_llama: Path) -> None:
     model = load(tiny_llama).requires_grad_(False)
     with pytest.raises(FtbenchError, match="no parameter trainable"):
-        train(model, make_steps(tiny_llama))
+        train(model, make_plan(tiny_llama))
+
+
+def equal_steps(folder: Path, count: int) -> Plan:
+    example = make_plan(folder).examples[0]
+    return Plan((example,), 4 * example.tokens * count, 4, 10**6, 0)
 
 
 def test_the_learning_rate_rises_in_a_line_then_falls_to_a_tenth(tiny_llama: Path) -> None:
-    steps = (make_steps(tiny_llama, 1) * 40)[:40]
-    reports = train(load(tiny_llama), steps, dataclasses.replace(SETTINGS, warmup=0.25))
+    reports = train(load(tiny_llama), equal_steps(tiny_llama, 40), dataclasses.replace(SETTINGS, warmup=0.25))
     rates = [report.learning_rate / SETTINGS.learning_rate for report in reports]
     assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert rates[10] == pytest.approx(1.0)
@@ -143,7 +207,7 @@ def test_the_learning_rate_rises_in_a_line_then_falls_to_a_tenth(tiny_llama: Pat
 
 @pytest.mark.parametrize(("warmup", "first"), [(0.0, 1.0), (1.0, 0.25)])
 def test_warm_up_may_be_nothing_or_everything(tiny_llama: Path, warmup: float, first: float) -> None:
-    reports = train(load(tiny_llama), make_steps(tiny_llama, 1) * 4, dataclasses.replace(SETTINGS, warmup=warmup))
+    reports = train(load(tiny_llama), equal_steps(tiny_llama, 4), dataclasses.replace(SETTINGS, warmup=warmup))
     rates = [report.learning_rate / SETTINGS.learning_rate for report in reports]
     assert rates[0] == pytest.approx(first)
     assert max(rates) == pytest.approx(1.0)
@@ -153,7 +217,7 @@ def test_the_same_seed_gives_bit_equal_weights(tiny_gpt2: Path) -> None:
     def trained(seed: int) -> dict[str, Tensor]:
         transformers.set_seed(seed)  # GPT-2 has dropout
         model = load(tiny_gpt2)
-        train(model, make_steps(tiny_gpt2, 1000, seed=seed))
+        train(model, make_plan(tiny_gpt2, 1000, seed=seed))
         return weights(model)
 
     first, again, other = trained(0), trained(0), trained(1)

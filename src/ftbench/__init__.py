@@ -4,22 +4,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftbench.algorithm import Algorithm, AlgorithmConfig
+    from ftbench.algorithm import AdapterConfig, Algorithm, AlgorithmConfig
+    from ftbench.errors import Skip, UsageError
     from ftbench.hookspecs import hookimpl
     from ftbench.recipe import Recipe
     from ftbench.training.logprobs import CompletionLogProbs
     from ftbench.training.trainer import StepReport, Training
 
-__all__ = ["Algorithm", "AlgorithmConfig", "CompletionLogProbs", "Recipe", "StepReport", "Training", "hookimpl"]
+__all__ = [
+    "AdapterConfig",
+    "Algorithm",
+    "AlgorithmConfig",
+    "CompletionLogProbs",
+    "Recipe",
+    "Skip",
+    "StepReport",
+    "Training",
+    "UsageError",
+    "hookimpl",
+]
 
 # Imported when they are first asked for: `ftbench --help` needs none of them.
 _HOMES = {
+    "AdapterConfig": "ftbench.algorithm",
     "Algorithm": "ftbench.algorithm",
     "AlgorithmConfig": "ftbench.algorithm",
     "CompletionLogProbs": "ftbench.training.logprobs",
     "Recipe": "ftbench.recipe",
+    "Skip": "ftbench.errors",
     "StepReport": "ftbench.training.trainer",
     "Training": "ftbench.training.trainer",
+    "UsageError": "ftbench.errors",
     "hookimpl": "ftbench.hookspecs",
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ftbench.errors import UsageError, nearest
 from ftbench.recipe import Recipe, first_problem
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from ftbench.training.batching import MicroBatch
     from ftbench.training.logprobs import CompletionLogProbs
     from ftbench.training.trainer import Training
 
@@ -26,6 +25,31 @@ class AlgorithmConfig(BaseModel):
     learning_rate: float = 1e-4
 
 
+NO_ADAPTER = "none"
+
+
+class AdapterConfig(AlgorithmConfig):
+    """Options of an algorithm whose trainable part is another algorithm's, such as LoRA's adapters."""
+
+    adapter: str = Field(NO_ADAPTER, description="the algorithm that says what is trainable; none is every weight")
+    adapter_options: dict[str, Any] = Field(default_factory=dict, description="that algorithm's options")
+
+    full_learning_rate: ClassVar[float | None] = None
+    """The default learning rate without an adapter; it is usually far below an adapter's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lower_rate(cls, values: Any) -> Any:
+        if (
+            isinstance(values, dict)
+            and values.get("adapter") == NO_ADAPTER
+            and "learning_rate" not in values
+            and cls.full_learning_rate is not None
+        ):
+            return {**values, "learning_rate": cls.full_learning_rate}
+        return values
+
+
 class Algorithm:
     """A way to change a model's behaviour. Subclass, name it, override what differs from plain supervised training."""
 
@@ -33,55 +57,75 @@ class Algorithm:
     needs: ClassVar[Literal["nothing", "demonstrations", "preferences"]] = "demonstrations"
     """What is trained on; with "nothing" there is no training and nothing is saved."""
 
+    variants: ClassVar[tuple[str, ...]] = ()
+    """Where not empty, the algorithm is run as NAME:VARIANT, and `--algo all` runs these."""
+
     Config: type[AlgorithmConfig] = AlgorithmConfig
+
+    packed: bool = True
+    """Whether the adapted model keeps sequences of one row apart by their positions; if not, each gets a row."""
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self.config: Any = config
+        self.adapter: Algorithm | None = None
+        """Set by the core where `Config` is an `AdapterConfig` that names one: `adapt`, `save`, `load` are its."""
+
+    @classmethod
+    def variant(cls, text: str) -> tuple[str, dict[str, Any]]:
+        """Return the short name and the options of NAME:TEXT, for an algorithm with variants.
+
+        Raises:
+            UsageError: there is no such variant; the nearest is named.
+        """
+        raise UsageError(f"algorithm '{cls.name}' has no variants; say --algo {cls.name}")
 
     def skip(self, recipe: Recipe) -> str | None:
         """Return why the algorithm cannot apply to this recipe, or None."""
-        return None
+        return self.adapter.skip(recipe) if self.adapter else None
 
     def system_prompt(self, topic: str) -> str | None:
         """Return the system prompt to train, evaluate and serve under; None leaves the model's own."""
         return None
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
-        """Return the model to train, with `requires_grad` set on what is trainable.
+        """Return the model to train, with `requires_grad` set on what is trainable; by default the adapter's, or all.
 
         Args:
             model: the base model in evaluation mode, on its device, everything trainable.
             calibration: training texts as token ids (prompt and completion), for methods that look at activations.
+
+        Raises:
+            Skip: the method does not apply to this model.
         """
-        return model
+        return self.adapter.adapt(model, calibration) if self.adapter else model
 
     def loss(self, logprobs: "CompletionLogProbs") -> "Tensor":
-        """Return the scalar loss of a micro-batch: by default the chosen completions' mean NLL in nats/token."""
-        return -logprobs.chosen.sum() / logprobs.chosen_lengths.sum()
+        """Return a micro-batch's part of the effective batch's loss, a scalar: by default the NLL of the chosen.
 
-    def weight(self, batch: "MicroBatch") -> float:
-        """Return what `loss` averages over, so that micro-batches add up to the effective batch's mean.
-
-        By default the tokens of the chosen completions; a loss that is a mean over prompts returns `len(batch)`.
+        Write it with `logprobs.nll()` (mean over tokens) and `logprobs.mean(values)` (mean over prompts): these know
+        the effective batch, so that the sum over its micro-batches does not hang on how it was cut.
         """
-        return sum(example.chosen.completion_length for example in batch)
+        return logprobs.nll()
 
     def train(self, training: "Training") -> None:
         """Train `training.model` in place: by default the shared trainer with this algorithm's loss."""
-        training.run(self.loss, self.weight)
+        training.run(self.loss)
 
     def save(self, model: "PreTrainedModel", folder: Path) -> None:
-        """Write what training changed as safetensors into `folder`; by default the whole model."""
-        model.save_pretrained(folder)
+        """Write what training changed as safetensors into `folder`; by default the adapter, or the whole model."""
+        if self.adapter:
+            self.adapter.save(model, folder)
+        else:
+            model.save_pretrained(folder)
 
     def load(self, folder: Path, load_base: "Callable[[Path | None], PreTrainedModel]") -> "PreTrainedModel":
         """Return the model that `save` wrote, for evaluation, chat and serving.
 
         Args:
             folder: what `save` was given.
-            load_base: loads a model folder onto the run's device; with None the untouched base model.
+            load_base: loads a model folder onto the run's device; with None the model that training started from.
         """
-        return load_base(folder)
+        return self.adapter.load(folder, load_base) if self.adapter else load_base(folder)
 
 
 def configure(algorithm: type[Algorithm], options: dict[str, Any]) -> Algorithm:

@@ -12,6 +12,10 @@ class UsageError(FtbenchError):
     """The command's own words are wrong (exit code 2): an unknown name, an option that does not parse."""
 
 
+class Skip(FtbenchError):  # noqa: N818  what happened is no error
+    """An algorithm does not apply to this model or data; the run's status is then `skipped`, this its reason."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """End a "no such …" message: the nearest of the known names, or all of them."""
     names = sorted(known)

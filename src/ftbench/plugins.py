@@ -11,7 +11,7 @@ from typing import Any
 import pluggy
 
 from ftbench import hookspecs
-from ftbench.algorithm import Algorithm, AlgorithmConfig
+from ftbench.algorithm import NO_ADAPTER, AdapterConfig, Algorithm, AlgorithmConfig, configure
 from ftbench.errors import UsageError, nearest
 
 GROUP = "ftbench"
@@ -41,19 +41,65 @@ class Registry:
         """Every algorithm by name."""
         return {algorithm.name: algorithm for plugin in self.plugins for algorithm in plugin.algorithms}
 
+    @property
+    def all_names(self) -> list[str]:
+        """What `--algo all` runs: every algorithm, and of one with variants those that it names."""
+        return [
+            name
+            for algorithm in self.algorithms.values()
+            for name in ([f"{algorithm.name}:{variant}" for variant in algorithm.variants] or [algorithm.name])
+        ]
+
     def find(self, name: str) -> type[Algorithm]:
-        """Return an algorithm.
+        """Return the algorithm NAME, also of NAME:VARIANT.
 
         Raises:
             UsageError: there is none of that name; the nearest is named.
         """
-        if name not in self.algorithms:
-            raise UsageError(f"no such algorithm '{name}'; {nearest(name, [*self.algorithms, ALL])}")
-        return self.algorithms[name]
+        plain = name.partition(":")[0]
+        if plain not in self.algorithms:
+            raise UsageError(f"no such algorithm '{plain}'; {nearest(plain, [*self.algorithms, ALL])}")
+        return self.algorithms[plain]
+
+    def resolve(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Return the name that a run gets, and the options that NAME:VARIANT stands for.
+
+        Raises:
+            UsageError: no such algorithm or variant, or a variant is missing.
+        """
+        algorithm = self.find(name)
+        _, colon, variant = name.partition(":")
+        if not colon and algorithm.variants:
+            raise UsageError(
+                f"algorithm '{name}' is run as {name}:VARIANT, for example --algo {name}:{algorithm.variants[0]}"
+            )
+        if not colon:
+            return name, {}
+        short, options = algorithm.variant(variant)
+        return f"{algorithm.name}:{short}", options
+
+    def make(self, name: str, options: dict[str, Any]) -> Algorithm:
+        """Make an algorithm with its options, and with the algorithm that its `adapter` names.
+
+        Raises:
+            UsageError: no such algorithm or option, or a value that does not fit.
+        """
+        algorithm = configure(self.find(name), options)
+        if isinstance(algorithm.config, AdapterConfig) and algorithm.config.adapter != NO_ADAPTER:
+            try:
+                adapter, held = self.resolve(algorithm.config.adapter)
+                algorithm.adapter = self.make(adapter, {**held, **algorithm.config.adapter_options})
+            except UsageError as error:
+                raise UsageError(f"algorithm '{name}', option adapter: {error} (or '{NO_ADAPTER}')") from error
+            if algorithm.adapter.needs == "nothing":
+                raise UsageError(f"algorithm '{name}', option adapter: '{adapter}' trains nothing")
+            algorithm.packed = algorithm.packed and algorithm.adapter.packed
+        return algorithm
 
     def plugin_of(self, name: str) -> Plugin:
         """Return the plugin that brings the algorithm `name`."""
-        return next(plugin for plugin in self.plugins for algorithm in plugin.algorithms if algorithm.name == name)
+        algorithm = self.find(name)
+        return next(plugin for plugin in self.plugins if algorithm in plugin.algorithms)
 
 
 def load_plugins(entries: Sequence[EntryPoint] | None = None) -> Registry:
@@ -121,9 +167,9 @@ def _check(algorithm: Any) -> None:
     if not (inspect.isclass(algorithm) and issubclass(algorithm, Algorithm)):
         raise TypeError(f"{algorithm!r} is not a subclass of ftbench.Algorithm")
     name = getattr(algorithm, "name", None)
-    if not isinstance(name, str) or not name or name == ALL or any(c.isspace() or c in "./=" for c in name):
+    if not isinstance(name, str) or not name or name == ALL or any(c.isspace() or c in "./=:" for c in name):
         raise TypeError(
-            f"{algorithm.__name__}.name is {name!r}: a name without blanks, dots, slashes and '=' is needed"
+            f"{algorithm.__name__}.name is {name!r}: a name without blanks, dots, colons, slashes and '=' is needed"
         )
     if algorithm.needs not in _NEEDS:
         raise TypeError(f"{algorithm.__name__}.needs is {algorithm.needs!r}; {nearest(str(algorithm.needs), _NEEDS)}")

@@ -2,18 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ftbench.algorithm import configure
 from ftbench.errors import UsageError
-from ftbench.models.loading import load_model
-from ftbench.training.batching import plan_steps
-from ftbench.training.encoding import EncodedExample, TokenSequence
-from ftbench.training.trainer import OptimiserSettings, Training
 from ftbench_full import Full
-
-IDS = torch.arange(3, 43)[None]
+from tiny import load, logits, train
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
@@ -22,21 +16,10 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-def load(folder: Path) -> PreTrainedModel:
-    return load_model(folder, torch.device("cpu"))
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    with torch.inference_mode():
-        return model(input_ids=IDS).logits  # type: ignore[no-any-return]
-
-
 def trained(folder: Path) -> PreTrainedModel:
     algorithm = configure(Full, {})
-    examples = [EncodedExample(TokenSequence(tuple(range(n, n + 20)), 5), None) for n in range(3, 40)]
     model = algorithm.adapt(load(folder), [])
-    steps = plan_steps(examples, 800, 8, 100, 0)
-    algorithm.train(Training(model, steps, OptimiserSettings(1e-2, 0.0, 0.1, 1.0), lambda _: None))
+    train(algorithm, model)
     return model
 
 

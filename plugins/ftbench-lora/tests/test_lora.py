@@ -2,40 +2,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftbench.algorithm import configure
 from ftbench.errors import UsageError
-from ftbench.models.loading import load_model
-from ftbench.training.batching import plan_steps
-from ftbench.training.encoding import EncodedExample, TokenSequence
-from ftbench.training.trainer import OptimiserSettings, Training
 from ftbench_lora import Lora
-
-IDS = torch.arange(3, 43)[None]
+from tiny import load, logits, train
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
 def folder(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue(request.param)
     return found
-
-
-def load(folder: Path) -> PreTrainedModel:
-    return load_model(folder, torch.device("cpu"))
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    with torch.inference_mode():
-        return model(input_ids=IDS).logits  # type: ignore[no-any-return]
-
-
-def train(algorithm: Lora, model: PreTrainedModel) -> None:
-    examples = [EncodedExample(TokenSequence(tuple(range(n, n + 20)), 5), None) for n in range(3, 40)]
-    settings = OptimiserSettings(1e-2, 0.0, 0.1, 1.0)
-    algorithm.train(Training(model, plan_steps(examples, 800, 8, 100, 0), settings, lambda _: None))
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

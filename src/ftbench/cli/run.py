@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.option("--data", help="sample, oasst1, or a .jsonl[.gz] file.")
 @click.option("--topic", help="A shipped topic, or a file with a topic word a line.")
 @click.option("--lang", help="Language of the messages.")
+@click.option("--from", "start", metavar="RUN", help="Start from the model of an earlier run in --out, or its folder.")
 @click.option("--tokens", type=int, help="Real tokens to train on.")
+@click.option("--training-seconds", type=float, help="End training here even if tokens are left: rows of equal time.")
 @click.option("--max-length", type=int, help="Tokens of prompt and completion together.")
 @click.option("--memory-budget", "budget", help="What training may add to memory: 4GiB, 800MiB, …")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
@@ -43,28 +45,45 @@ def command(
     from ftbench.recipe import BASELINE
 
     registry = registry_with_warnings()
-    names = _expand(algorithms, registry)
+    wanted = _expand(algorithms, registry)
+    if changes["start"] is not None:
+        changes["start"] = _find_start(changes["start"], out)
     recipe, options = _recipe(recipe_name, changes, settings, registry)
-    unused = [name for name in options if name not in names and name != BASELINE]
+    unused = [name for name in options if name not in wanted and name != BASELINE]
     if unused:
-        raise UsageError(f"--set {unused[0]}.…: algorithm '{unused[0]}' is not run; {nearest(unused[0], names)}")
-    recipes = [_for_algorithm(recipe, name, options.get(name, {}), registry) for name in names]
-    if BASELINE in registry.algorithms and BASELINE not in names:
-        recipes.insert(0, _for_algorithm(recipe, BASELINE, {}, registry))
+        raise UsageError(f"--set {unused[0]}.…: algorithm '{unused[0]}' is not run; {nearest(unused[0], wanted)}")
+    if BASELINE in registry.algorithms:
+        wanted = {BASELINE: {}, **wanted}
+    recipes = [
+        _for_algorithm(recipe, name, {**held, **options.get(name, {})}, registry) for name, held in wanted.items()
+    ]
     inputs = _check_inputs(recipe)
     runs = _run_all(recipes, inputs, registry, out, fresh)
     return _report(runs)
 
 
-def _expand(algorithms: tuple[str, ...], registry: "Registry") -> list[str]:
-    """Return the names asked for, each once, the untouched model first."""
+def _expand(algorithms: tuple[str, ...], registry: "Registry") -> dict[str, dict[str, Any]]:
+    """Return the names asked for, each once, the untouched model first, with the options that they stand for."""
     from ftbench.plugins import ALL
     from ftbench.recipe import BASELINE
 
-    names = [name for given in algorithms for name in (registry.algorithms if given == ALL else [given])]
-    for name in names:
-        registry.find(name)
-    return sorted(dict.fromkeys(names), key=lambda name: name != BASELINE)
+    wanted: dict[str, dict[str, Any]] = {}
+    for given in algorithms:
+        for asked in registry.all_names if given == ALL else [given]:
+            name, options = registry.resolve(asked)
+            if wanted.setdefault(name, options) != options:
+                raise UsageError(f"--algo {asked}: another '{name}' is already there; rename one of the files")
+    return dict(sorted(wanted.items(), key=lambda item: item[0] != BASELINE))
+
+
+def _find_start(name: str, out: Path) -> str:
+    """Return the folder of the run to start from."""
+    from ftbench.results.store import find_run
+
+    try:
+        return str(find_run(name, out).folder)
+    except UsageError as error:
+        raise UsageError(f"--from {name}: {error}") from error
 
 
 def _recipe(
@@ -114,14 +133,15 @@ def _value(text: str) -> Any:
 
 def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registry: "Registry") -> "Recipe":
     """Return the recipe for one algorithm, its defaults written out."""
-    from ftbench.algorithm import configure
+    from ftbench.execution.starting import find_start
 
     held = recipe.options if recipe.algorithm == name else {}
-    algorithm = configure(registry.find(name), {**held, **options})
-    values = algorithm.config.model_dump(
-        mode="json", exclude={"learning_rate"} if algorithm.needs == "nothing" else None
-    )
-    return recipe.change(algorithm=name, options=values)
+    algorithm = registry.make(name, {**held, **options})
+    untrained = algorithm.needs == "nothing"
+    values = algorithm.config.model_dump(mode="json", exclude={"learning_rate"} if untrained else None)
+    changed = recipe.change(algorithm=name, options=values, start=None if untrained else recipe.start)
+    find_start(changed, registry)  # what is wrong with it shows before the first run
+    return changed
 
 
 def _check_inputs(recipe: "Recipe") -> tuple[str, str | None]:

@@ -47,6 +47,7 @@ class EvaluationSettings:
     batch_size: int
     max_length: int
     batch_tokens: int
+    packed: bool = True
 
 
 def evaluate(
@@ -105,7 +106,7 @@ def _ordinary_losses(
 
     def flush() -> None:
         with torch.inference_mode():
-            sums = sequence_logprobs(model, [sequence for _, sequence in batch]).tolist()
+            sums = sequence_logprobs(model, [sequence for _, sequence in batch], packed=settings.packed).tolist()
         for (index, sequence), total in zip(batch, sums, strict=True):
             losses[index] = (-total, sequence.completion_length)
         batch.clear()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ftbench.algorithm import configure
 from ftbench.execution.events import Event, PhaseBegan, read_event
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts
@@ -62,7 +61,7 @@ def _write(folder: Path, result: Result) -> None:
 
 def _ask_skip(folder: Path, recipe: Recipe, registry: Registry) -> tuple[Status, str] | None:
     """Ask the algorithm whether it applies; None where it does."""
-    algorithm = configure(registry.find(recipe.algorithm), recipe.options)
+    algorithm = registry.make(recipe.algorithm, recipe.options)
     try:
         reason = algorithm.skip(recipe)
     except Exception as error:  # a stranger's code may raise anything

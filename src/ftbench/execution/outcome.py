@@ -33,6 +33,7 @@ def build_result(
         model_digest=facts.model_digest,
         chat_format=facts.chat_format,
         system_prompt=facts.system_prompt,
+        start=facts.start,
         data=facts.data,
         judge=facts.judge,
         measures=Measures(**measures),

@@ -2,31 +2,31 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData, build_task
-from ftbench.errors import FtbenchError
 from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
 from ftbench.evaluation.judge import VERSION, Judge, judge_digest, train_judge
 from ftbench.evaluation.statistics import distinct, rise, share
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
+from ftbench.execution.starting import LoadBase, Start, load_from
+from ftbench.execution.steplog import StepLog
 from ftbench.files import folder_bytes, write_jsonl
 from ftbench.memory.budget import enforce_budget
 from ftbench.memory.meter import Meter
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length, load_model, load_tokenizer
-from ftbench.models.resolve import ModelFiles, resolve_model
+from ftbench.models.resolve import resolve_model
 from ftbench.recipe import BASELINE, Recipe
-from ftbench.results.result import DataFacts, Environment, JudgeFacts
+from ftbench.results.result import DataFacts, Environment, JudgeFacts, StartFacts
 from ftbench.results.store import METRICS, MODEL, REPLIES
-from ftbench.training.batching import plan_steps
+from ftbench.training.batching import Plan
 from ftbench.training.encoding import Encoded, encode
-from ftbench.training.trainer import OptimiserSettings, StepReport, Training
+from ftbench.training.trainer import OptimiserSettings, Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +40,7 @@ class Facts:
     model_digest: str | None = None
     chat_format: str | None = None
     system_prompt: str | None = None
+    start: StartFacts | None = None
     data: DataFacts | None = None
     judge: JudgeFacts | None = None
     environment: Environment | None = None
@@ -56,6 +57,7 @@ class RunInProgress:
 
     recipe: Recipe
     algorithm: Algorithm
+    start: Start | None
     folder: Path
     baseline: Sequence[EvaluatedPrompt]
     events: EventWriter
@@ -77,6 +79,7 @@ class RunInProgress:
         torch.use_deterministic_algorithms(True, warn_only=True)
         device = choose_device(recipe.device)
         facts.environment = describe(device)
+        facts.start = self.start.facts if self.start else None
         facts.meter = Meter(device)
         with self._phase("data"):
             data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
@@ -89,13 +92,14 @@ class RunInProgress:
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
             enforce_budget(recipe.memory_budget, device)
-            model = load_model(files.folder, device)
+            load = load_from(self.start, lambda folder: load_model(folder or files.folder, device))
+            model = load(None)
             facts.measures["total_parameters"] = sum(p.numel() for p in model.parameters())
         if self.algorithm.needs != "nothing":
             self._teach(model, chat, data)
             del model  # or two models stood in memory from here on
             with self._phase("reload"):
-                model = self._reload(files, device)
+                model = self._reload(load)
         with self._phase("evaluate", len(data.evaluation)):
             items = self._evaluate(model, chat, data, judge)
         self._score(items)
@@ -127,7 +131,7 @@ class RunInProgress:
             training_examples=len(data.train),
             evaluation_prompts=len(data.evaluation),
             left_out=data.left_out,
-            prompts_too_long=encoded.left_out if encoded else 0,
+            examples_left_out=encoded.left_out if encoded else {},
             completions_cut=encoded.cut if encoded else 0,
         )
 
@@ -139,8 +143,13 @@ class RunInProgress:
         limit = min(recipe.max_length, context_length(model))
         encoded = encode(data.train, chat, limit, preferences=self.algorithm.needs == "preferences")
         self._note_data(data, encoded)
-        steps = plan_steps(
-            encoded.examples, recipe.tokens, recipe.effective_batch_size, recipe.micro_batch_tokens, recipe.seed
+        plan = Plan(
+            encoded.examples,
+            recipe.tokens,
+            recipe.effective_batch_size,
+            recipe.micro_batch_tokens,
+            recipe.seed,
+            recipe.training_seconds,
         )
         with self._phase("adapt"):
             torch.manual_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
@@ -149,42 +158,20 @@ class RunInProgress:
         settings = OptimiserSettings(
             self.algorithm.config.learning_rate, recipe.weight_decay, recipe.warmup, recipe.max_grad_norm
         )
-        reports: list[StepReport] = []
-
-        def report(step: StepReport) -> None:
-            reports.append(step)
-            self.events.send(Progress(step.tokens, step.loss, step.tokens / step.seconds, self._meter.read_peak()))
-
-        with self._phase("train", sum(step.tokens for step in steps)):
-            start = perf_counter()
-            self.algorithm.train(Training(model, steps, settings, report))
-            seconds = perf_counter() - start
-        self._note_training(reports, seconds)
+        with self._phase("train", recipe.tokens):
+            log = StepLog(self.events.send, self._meter.read_peak)
+            start = self.start.run.folder.name if self.start else None
+            self.algorithm.train(Training(model, chat.tokenizer, plan, settings, log, start, self.algorithm.packed))
+            measures |= log.measures(recipe.algorithm)
+        write_jsonl(self.folder / METRICS, log.rows)
         with self._phase("save"):
             saved = self.folder / MODEL
             saved.mkdir()
             self.algorithm.save(model, saved)
             measures["size_on_disk"] = folder_bytes(saved)
 
-    def _note_training(self, reports: Sequence[StepReport], seconds: float) -> None:
-        if not reports:
-            raise FtbenchError(f"algorithm '{self.recipe.algorithm}' reported no step; its train() must call report()")
-        tail = reports[-max(1, len(reports) // 10) :]
-        self.facts.measures |= {
-            "training_seconds": seconds,
-            "training_tokens": reports[-1].tokens,
-            "training_prompts": reports[-1].prompts,
-            "optimiser_steps": reports[-1].step,
-            "tokens_per_second": reports[-1].tokens / seconds,
-            "final_loss": sum(report.loss for report in tail) / len(tail),
-        }
-        write_jsonl(self.folder / METRICS, (asdict(report) for report in reports))
-
-    def _reload(self, files: ModelFiles, device: Any) -> "PreTrainedModel":
-        def load_base(folder: Path | None) -> "PreTrainedModel":
-            return load_model(folder or files.folder, device)
-
-        model = self.algorithm.load(self.folder / MODEL, load_base)
+    def _reload(self, load: LoadBase) -> "PreTrainedModel":
+        model = self.algorithm.load(self.folder / MODEL, load)
         model.eval()
         return model
 
@@ -193,7 +180,11 @@ class RunInProgress:
     ) -> list[EvaluatedPrompt]:
         recipe = self.recipe
         settings = EvaluationSettings(
-            recipe.max_new_tokens, recipe.evaluation_batch_size, recipe.max_length, recipe.micro_batch_tokens
+            recipe.max_new_tokens,
+            recipe.evaluation_batch_size,
+            recipe.max_length,
+            recipe.micro_batch_tokens,
+            self.algorithm.packed,
         )
         base_replies = {item.prompt: item.reply for item in self.baseline}
         return evaluate(

@@ -12,11 +12,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ftbench.algorithm import configure
-from ftbench.errors import FtbenchError
+from ftbench.errors import FtbenchError, Skip
 from ftbench.execution.events import EventWriter
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts, RunInProgress
+from ftbench.execution.starting import find_start
 from ftbench.files import write_json
 from ftbench.memory.budget import format_bytes
 from ftbench.plugins import load_plugins
@@ -42,8 +42,9 @@ def main() -> None:
     status: Status = "ok"
     reason = None
     try:
-        algorithm = configure(registry.find(recipe.algorithm), recipe.options)
-        RunInProgress(recipe, algorithm, folder, baseline, events, facts).carry_out()
+        algorithm = registry.make(recipe.algorithm, recipe.options)
+        start = find_start(recipe, registry)
+        RunInProgress(recipe, algorithm, start, folder, baseline, events, facts).carry_out()
     except Exception as error:
         status, reason = _judge_error(error, recipe)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
@@ -59,6 +60,8 @@ def _judge_error(error: Exception, recipe: Recipe) -> tuple[Status, str]:
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _ALLOCATION_FAILED):
         budget = f" under a budget of {format_bytes(recipe.memory_budget)}" if recipe.memory_budget else ""
         return "out-of-memory", f"an allocation failed{budget}: {text[:200] or type(error).__name__}"
+    if isinstance(error, Skip):
+        return "skipped", text
     if isinstance(error, FtbenchError):
         return "failed", text
     return "failed", f"{type(error).__name__}: {text[:300]}"

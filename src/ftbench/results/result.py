@@ -33,8 +33,18 @@ class DataFacts(BaseModel):
     training_examples: int
     evaluation_prompts: int
     left_out: dict[str, int] = Field(description="messages of the source that were left out, by reason")
-    prompts_too_long: int = 0
+    examples_left_out: dict[str, int] = Field(default_factory=dict, description="training examples, by reason")
     completions_cut: int = 0
+
+
+class StartFacts(BaseModel):
+    """The run whose model training started from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    algorithm: str
+    recipe_digest: str
 
 
 class Measures(BaseModel):
@@ -49,6 +59,7 @@ class Measures(BaseModel):
     training_seconds: float | None = None
     training_tokens: int | None = None
     training_prompts: int | None = None
+    training_sequences: int | None = Field(None, description="completions trained on: two a prompt for preferences")
     optimiser_steps: int | None = None
     final_loss: float | None = Field(None, description="mean loss over the last tenth of the steps")
     trainable_parameters: int | None = None
@@ -93,6 +104,7 @@ class Result(BaseModel):
     model_digest: str | None = None
     chat_format: str | None = None
     system_prompt: str | None = None
+    start: StartFacts | None = None
     data: DataFacts | None = None
     judge: JudgeFacts | None = None
     measures: Measures = Field(default_factory=Measures)

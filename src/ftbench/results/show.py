@@ -49,9 +49,11 @@ def _settings(result: Result) -> dict[str, str]:
         data = result.data
         rows["  data"] = (
             f"{data.origin} ({data.digest[:16]}): {data.training_examples} training examples, "
-            f"{data.evaluation_prompts} evaluation prompts; {data.prompts_too_long} prompts too long, "
-            f"{data.completions_cut} completions cut"
+            f"{data.evaluation_prompts} evaluation prompts; {data.completions_cut} completions cut"
+            + "".join(f", {count} left out: {reason}" for reason, count in data.examples_left_out.items())
         )
+    if result.start:
+        rows["  started from"] = f"{result.start.run} ({result.start.algorithm}, {result.start.recipe_digest[:16]})"
     if result.environment:
         rows["  hardware"] = (
             f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.system}"

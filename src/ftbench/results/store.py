@@ -93,8 +93,8 @@ def publish(folder: Path, out: Path, recipe: Recipe) -> Path:
 
 
 def run_name(recipe: Recipe) -> str:
-    """What the folder of a recipe's run is called."""
-    return f"{recipe.algorithm}-s{recipe.seed}-{recipe.digest()[:8]}"
+    """What the folder of a recipe's run is called; a variant's colon is none that every file system takes."""
+    return f"{recipe.algorithm.replace(':', '-')}-s{recipe.seed}-{recipe.digest()[:8]}"
 
 
 def read_run(folder: Path) -> Run:

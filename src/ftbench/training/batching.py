@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ftbench.training.encoding import EncodedExample
 
@@ -16,32 +17,78 @@ class Step:
     micro_batches: tuple[MicroBatch, ...]
 
     @property
+    def examples(self) -> MicroBatch:
+        """The effective batch."""
+        return tuple(example for batch in self.micro_batches for example in batch)
+
+    @property
     def tokens(self) -> int:
         """Real tokens of the step."""
-        return sum(example.tokens for batch in self.micro_batches for example in batch)
+        return sum(example.tokens for example in self.examples)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the chosen completions."""
+        return sum(example.chosen.completion_length for example in self.examples)
 
     @property
     def prompts(self) -> int:
         """Examples of the step."""
         return sum(len(batch) for batch in self.micro_batches)
 
+    @property
+    def sequences(self) -> int:
+        """Completions of the step, each behind its prompt."""
+        return sum(1 if example.rejected is None else 2 for example in self.examples)
 
-def plan_steps(
-    examples: Sequence[EncodedExample], tokens: int, effective_batch_size: int, micro_batch_tokens: int, seed: int
-) -> tuple[Step, ...]:
-    """Plan every step of training: shuffled epochs, until `tokens` real tokens are reached.
 
-    The effective batch is `effective_batch_size` prompts in every step, also across the end of an epoch. Every step
-    is whole, so that the last one may go a little beyond `tokens`.
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on, in which order, and for how long.
+
+    The effective batch is `effective_batch_size` prompts in every step, also across the end of an epoch; epochs are
+    shuffled anew by `seed`. Training ends when `tokens` real tokens are reached, or after `seconds`, where there is
+    such a limit; every step is whole, so that the last one may go a little beyond.
     """
-    steps: list[Step] = []
-    planned = 0
-    stream = _epochs(examples, random.Random(seed))
-    while planned < tokens:
-        step = Step(tuple(_fill([next(stream) for _ in range(effective_batch_size)], micro_batch_tokens)))
-        steps.append(step)
-        planned += step.tokens
-    return tuple(steps)
+
+    examples: tuple[EncodedExample, ...]
+    tokens: int
+    effective_batch_size: int
+    micro_batch_tokens: int
+    seed: int
+    seconds: float | None = None
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every step up to the token budget."""
+        steps: list[Step] = []
+        planned = 0
+        stream = _epochs(self.examples, random.Random(self.seed))
+        while planned < self.tokens:
+            batch = [next(stream) for _ in range(self.effective_batch_size)]
+            steps.append(Step(tuple(_fill(batch, self.micro_batch_tokens))))
+            planned += steps[-1].tokens
+        return tuple(steps)
+
+    def split(self, share: float) -> "tuple[Plan, Plan]":
+        """Cut the budget into a share and the rest; the rest has an order of its own.
+
+        Raises:
+            ValueError: the share is not between 0 and 1, both excluded.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"a share between 0 and 1 is needed, not {share}")
+        first = round(self.tokens * share)
+        seconds = None if self.seconds is None else self.seconds * share
+        rest = None if self.seconds is None else self.seconds * (1 - share)
+        return (
+            replace(self, tokens=max(1, first), seconds=seconds),
+            replace(self, tokens=max(1, self.tokens - first), seconds=rest, seed=self.seed + 1),
+        )
+
+    def demonstrations(self) -> "Plan":
+        """The same plan without the rejected completions: more prompts for the same tokens."""
+        return replace(self, examples=tuple(replace(example, rejected=None) for example in self.examples))
 
 
 def _epochs(examples: Sequence[EncodedExample], order: random.Random) -> Iterator[EncodedExample]:

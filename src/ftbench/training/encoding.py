@@ -1,10 +1,11 @@
 """Examples as tokens."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ftbench.data.task import Example
-from ftbench.errors import FtbenchError
+from ftbench.errors import FtbenchError, Skip
 from ftbench.models.chat import ChatFormat
 
 MIN_COMPLETION = 8
@@ -26,10 +27,15 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """An example as tokens; `rejected` is None where there is none or it is not needed."""
+    """An example as tokens; `rejected` is None where there is none or it is not needed.
+
+    `reference` holds log p(completion | prompt) in nats under the reference model, of chosen and rejected, once it is
+    known.
+    """
 
     chosen: TokenSequence
     rejected: TokenSequence | None
+    reference: tuple[float, float] | None = None
 
     @property
     def tokens(self) -> int:
@@ -39,11 +45,16 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class Encoded:
-    """All training examples as tokens, and what did not fit."""
+    """All training examples as tokens, how many completions were cut, and what was left out, by reason."""
 
     examples: tuple[EncodedExample, ...]
     cut: int
-    left_out: int
+    left_out: dict[str, int]
+
+
+TOO_LONG = "prompt too long"
+NO_REJECTED = "no rejected completion"
+SAME = "chosen and rejected the same"
 
 
 def encode(examples: Sequence[Example], chat: ChatFormat, max_length: int, *, preferences: bool) -> Encoded:
@@ -53,30 +64,37 @@ def encode(examples: Sequence[Example], chat: ChatFormat, max_length: int, *, pr
         examples: from the task.
         chat: the model's format.
         max_length: tokens of prompt and completion together.
-        preferences: whether the rejected completions are needed.
+        preferences: whether the rejected completions are needed; examples without one are then left out, and those
+            whose completions are the same as far as they fit.
 
     Raises:
-        FtbenchError: no example is left, or one has no rejected completion though preferences are needed.
+        Skip: preferences are needed, and no example has both completions.
+        FtbenchError: all prompts are too long.
     """
-    encoded, cut, left_out = [], 0, 0
+    encoded = []
+    left_out: Counter[str] = Counter()
+    cut = 0
     for example in examples:
         prompt = chat.prompt_ids(example.prompt)
         if len(prompt) + MIN_COMPLETION > max_length:
-            left_out += 1
+            left_out[TOO_LONG] += 1
             continue
         if preferences and example.rejected is None:
-            raise FtbenchError(
-                f"the prompt {example.prompt[:60]!r} has no rejected completion, which this algorithm needs"
-            )
+            left_out[NO_REJECTED] += 1
+            continue
         completions = [example.chosen, *([example.rejected] if preferences and example.rejected is not None else [])]
-        sequences = []
-        for completion in completions:
-            ids = [*prompt, *chat.completion_ids(completion)]
-            cut += len(ids) > max_length
-            sequences.append(TokenSequence(tuple(ids[:max_length]), len(prompt)))
+        whole = [(*prompt, *chat.completion_ids(completion)) for completion in completions]
+        sequences = [TokenSequence(ids[:max_length], len(prompt)) for ids in whole]
+        if preferences and sequences[0] == sequences[1]:
+            left_out[SAME] += 1
+            continue
+        cut += sum(len(ids) > max_length for ids in whole)
         encoded.append(EncodedExample(sequences[0], sequences[1] if preferences else None))
-    if not encoded:
+    if not encoded and set(left_out) == {TOO_LONG}:
         raise FtbenchError(
-            f"all {left_out} prompts are too long for {max_length} tokens; raise --max-length or shorten them"
+            f"all {len(examples)} prompts are too long for {max_length} tokens; raise --max-length or shorten them"
         )
-    return Encoded(tuple(encoded), cut, left_out)
+    if not encoded:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+        raise Skip(f"no training example has a chosen and another, rejected completion ({reasons})")
+    return Encoded(tuple(encoded), cut, dict(left_out))

@@ -1,34 +1,36 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ftbench.errors import FtbenchError
-from ftbench.training.batching import MicroBatch, Step
+from ftbench.training.batching import Plan
 from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
+from ftbench.training.reference import add_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Loss = Callable[[CompletionLogProbs], "Tensor"]
-Weight = Callable[[MicroBatch], float]
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step did. Tokens are real tokens so far, seconds those of training so far."""
+    """What one optimiser step did. Tokens are real tokens, sequences are completions behind their prompts."""
 
-    step: int
+    stage: str
     loss: float
     grad_norm: float
     learning_rate: float
     tokens: int
+    sequences: int
     prompts: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,86 @@ class OptimiserSettings:
 
 @dataclass(frozen=True)
 class Training:
-    """What an algorithm's `train` is handed: the adapted model, the planned steps, and where to report.
+    """What an algorithm's `train` is handed: the adapted model, what it is trained on, and where to report.
 
-    An algorithm with a trainer of its own reads `steps`, `settings` and `model`, and calls `report` after each step.
+    `start` names the run whose model training starts from, None for the base model. `packed` is the algorithm's.
+    An algorithm with a trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step.
     """
 
     model: "PreTrainedModel"
-    steps: Sequence[Step]
+    tokenizer: "PreTrainedTokenizerBase"
+    plan: Plan
     settings: OptimiserSettings
     report: Callable[[StepReport], None]
+    start: str | None = None
+    packed: bool = True
+    stage: str = "train"
 
-    def run(self, loss: Loss, weight: Weight) -> None:
+    def split(self, share: float) -> "tuple[Training, Training]":
+        """Cut the budget of tokens (and seconds) into a share and the rest, to be trained one after the other."""
+        first, rest = self.plan.split(share)
+        return replace(self, plan=first), replace(self, plan=rest)
+
+    def demonstrations(self, stage: str) -> "Training":
+        """Train on the chosen completions alone, under a stage's name of its own."""
+        return replace(self, plan=self.plan.demonstrations(), stage=stage)
+
+    def supervised_first(self, share: float, learning_rate: float) -> "Training":
+        """Spend a share of the budget on the chosen completions, unless training starts from a run; return the rest.
+
+        A preference loss compares completions that the model could give; an untouched model gives none of the chosen.
+        """
+        if self.start is not None or share == 0:
+            return self
+        first, rest = self.split(share)
+        first.demonstrations("supervised").run(CompletionLogProbs.nll, learning_rate)
+        return rest
+
+    def with_reference(self) -> "Training":
+        """Take the model as it stands for the reference: score all planned examples now, once."""
+        return replace(self, plan=add_reference(self.model, self.plan, packed=self.packed))
+
+    def rate(self, step: int, seconds: float) -> float:
+        """Return the share of the learning rate: a line up to 1, then half a cosine down to a tenth.
+
+        Args:
+            step: index in `plan.steps`.
+            seconds: that training has taken before this step; they count under a time limit.
+        """
+        before, after = self._tokens[step] / self._tokens[-1], self._tokens[step + 1] / self._tokens[-1]
+        if self.plan.seconds:
+            passed = min(1.0, seconds / self.plan.seconds)
+            before, after = max(before, passed), max(after, passed)
+        warmup = self.settings.warmup
+        if before < warmup:
+            return min(1.0, after / warmup)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * (before - warmup) / max(1 - warmup, 1e-9)))
+
+    def note(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
+        """Report that a step was done.
+
+        Args:
+            step: index in `plan.steps`.
+            loss: mean over the effective batch.
+            grad_norm: before clipping.
+            learning_rate: of this step.
+
+        Raises:
+            FtbenchError: the loss is no longer finite.
+        """
+        self._check(step, loss, grad_norm)
+        done = self.plan.steps[step]
+        self.report(StepReport(self.stage, loss, grad_norm, learning_rate, done.tokens, done.sequences, done.prompts))
+
+    def run(
+        self, loss: Loss, learning_rate: float | None = None, after_step: Callable[[int], None] | None = None
+    ) -> None:
         """Train with the shared loop.
 
         Args:
-            loss: scalar mean over a micro-batch.
-            weight: how much of the effective batch a micro-batch is, in the unit that `loss` averages over (tokens or
-                prompts): the step's loss is then the mean over the effective batch, however it was cut.
+            loss: the micro-batch's part of the effective batch's loss: see `CompletionLogProbs`.
+            learning_rate: the highest of the stage; by default the algorithm's.
+            after_step: called with the number of steps done, after the optimiser's step and before gradients are gone.
 
         Raises:
             FtbenchError: the loss is no longer finite, or nothing is trainable.
@@ -69,36 +134,38 @@ class Training:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not parameters:
             raise FtbenchError("the algorithm leaves no parameter trainable; its adapt() must")
-        optimiser = torch.optim.AdamW(
-            parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
+        highest = self.settings.learning_rate if learning_rate is None else learning_rate
+        optimiser = torch.optim.AdamW(parameters, lr=highest, weight_decay=self.settings.weight_decay, fused=True)
         self.model.train()
-        tokens = prompts = 0
         start = perf_counter()
-        for number, step in enumerate(self.steps, start=1):
-            weights = [weight(batch) for batch in step.micro_batches]
+        for index, step in enumerate(self.plan.steps):
+            seconds = perf_counter() - start
+            if self.plan.seconds is not None and index and seconds >= self.plan.seconds:
+                break
+            rate = highest * self.rate(index, seconds)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
             total = 0.0
-            for batch, share in zip(step.micro_batches, weights, strict=True):
-                value = loss(completion_logprobs(self.model, batch)) * (share / sum(weights))
+            for batch in step.micro_batches:
+                value = loss(completion_logprobs(self.model, batch, step, packed=self.packed))
                 value.backward()
                 total += value.item()
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
-            if not (math.isfinite(total) and math.isfinite(norm)):
-                raise FtbenchError(f"the loss is no longer finite at step {number}; try a lower learning rate")
-            rate = float(schedule.get_last_lr()[0])
+            self._check(index, total, norm)  # before a weight changes
             optimiser.step()
-            schedule.step()
+            if after_step:
+                after_step(index + 1)
             optimiser.zero_grad()
-            tokens += step.tokens
-            prompts += step.prompts
-            self.report(StepReport(number, total, norm, rate, tokens, prompts, perf_counter() - start))
+            self.note(index, total, norm, rate)
         self.model.eval()
 
-    def _rate(self, step: int) -> float:
-        """Share of the learning rate at a step: a line up, then half a cosine down to a tenth."""
-        warmup = max(1, round(self.settings.warmup * len(self.steps)))
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = (step - warmup) / max(1, len(self.steps) - warmup)
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
+    def _check(self, step: int, loss: float, grad_norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise FtbenchError(
+                f"the loss is no longer finite at step {step + 1} of stage '{self.stage}'; try a lower learning rate"
+            )
+
+    @cached_property
+    def _tokens(self) -> tuple[int, ...]:
+        """Real tokens before each step, and after the last."""
+        return (0, *accumulate(step.tokens for step in self.plan.steps))

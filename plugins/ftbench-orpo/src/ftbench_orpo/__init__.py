@@ -1,0 +1,43 @@
+"""Odds-ratio preference optimisation."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import ftbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Orpo(ftbench.Algorithm):
+    """Odds-ratio preference optimisation (Hong et al. 2024, arXiv:2403.07691): supervised, without a reference."""
+
+    name = "orpo"
+    needs = "preferences"
+
+    class Config(ftbench.AdapterConfig):
+        """`weight` is the paper's lambda."""
+
+        adapter: str = "lora"
+        learning_rate: float = 2e-3
+        full_learning_rate = 1e-4
+        weight: float = Field(0.1, ge=0)
+
+    def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
+        """Return NLL(chosen) - weight log sigmoid(log odds(chosen) - log odds(rejected)), equations 6 and 7.
+
+        odds = p / (1 - p), p being the geometric mean of a completion's token probabilities.
+        """
+        from torch.nn.functional import logsigmoid
+
+        chosen, rejected = logprobs.chosen.per_token, logprobs.rejected.per_token
+        log_odds = (chosen - rejected) - ((-chosen.exp()).log1p() - (-rejected.exp()).log1p())
+        weight: float = self.config.weight
+        return logprobs.nll() - weight * logprobs.mean(logsigmoid(log_odds))
+
+
+@ftbench.hookimpl
+def ftbench_algorithms() -> list[type[ftbench.Algorithm]]:
+    """Bring ORPO."""
+    return [Orpo]

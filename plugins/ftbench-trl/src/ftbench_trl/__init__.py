@@ -1,0 +1,91 @@
+"""TRL's own trainers, at TRL's defaults: what one would get without ftbench, and the oracle of its losses.
+
+Equal terms with every other algorithm: the same tokens in the same order, effective batch, optimiser and schedule. All
+else is TRL's: bfloat16 autocast, activation checkpointing, padding, its loss kernels, and its learning rates.
+"""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import ftbench
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+
+class _Config(ftbench.AdapterConfig):
+    """What TRL's own configurations call the same."""
+
+    bf16: bool = True
+    gradient_checkpointing: bool = True
+    per_device_train_batch_size: int = Field(8, ge=1)
+
+
+class _Trl(ftbench.Algorithm):
+    trainer: str
+    """One of `ftbench_trl.trainers.PLACES`."""
+
+    def adapt(self, model: "PreTrainedModel", calibration: "Sequence[Sequence[int]]") -> "PreTrainedModel":
+        """Look whether the installed TRL has the trainer before anything is done.
+
+        Raises:
+            Skip: it has not.
+        """
+        from ftbench_trl.trainers import find_trainer
+
+        find_trainer(self.trainer)
+        return super().adapt(model, calibration)
+
+    def train(self, training: ftbench.Training) -> None:
+        """Train with TRL's trainer."""
+        from ftbench_trl.trainers import train
+
+        own = self.config.model_dump(exclude={"adapter", "adapter_options", "learning_rate"})
+        train(self.trainer, training, own)
+
+
+class TrlSft(_Trl):
+    """TRL's SFTTrainer at its defaults, every weight, loss on the completions."""
+
+    name = trainer = "trl-sft"
+
+    class Config(_Config):
+        """TRL's learning rate."""
+
+        learning_rate: float = 2e-5
+
+
+class TrlDpo(_Trl):
+    """TRL's DPOTrainer at its defaults, every weight, beside a copy as reference."""
+
+    name = trainer = "trl-dpo"
+    needs = "preferences"
+
+    class Config(_Config):
+        """TRL's learning rate, beta and loss."""
+
+        learning_rate: float = 1e-6
+        beta: float = Field(0.1, gt=0)
+        loss_type: str = "sigmoid"
+
+
+class TrlOrpo(_Trl):
+    """TRL's ORPOTrainer (experimental, may be removed) at its defaults, every weight."""
+
+    name = trainer = "trl-orpo"
+    needs = "preferences"
+
+    class Config(_Config):
+        """TRL's learning rate and beta, the paper's lambda."""
+
+        learning_rate: float = 1e-6
+        beta: float = Field(0.1, ge=0)
+
+
+@ftbench.hookimpl
+def ftbench_algorithms() -> list[type[ftbench.Algorithm]]:
+    """Bring TRL's three."""
+    return [TrlSft, TrlDpo, TrlOrpo]

@@ -1,0 +1,60 @@
+"""Log-probabilities under the reference model, computed once before training."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ftbench.training.batching import Plan
+from ftbench.training.encoding import EncodedExample
+from ftbench.training.logprobs import completion_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TIME_SHARE = 0.25
+"""What the reference may take of a time limit: about what it takes to score a pair, out of scoring and training."""
+
+
+def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan:
+    """Return the plan with the reference log-probabilities of all examples that its steps use.
+
+    The model as it stands is the reference: nothing is copied, and training then moves on from it. With an adapter
+    that starts as nothing (LoRA's B is zero), this is the model with the adapter off. Examples beyond the token budget
+    are left alone, and so are, under a time limit, those that `TIME_SHARE` of it does not reach: training then goes
+    over the ones it has.
+    """
+    import torch
+
+    start = perf_counter()
+    limit = None if plan.seconds is None else TIME_SHARE * plan.seconds
+    used = list(dict.fromkeys(example for step in plan.steps for example in step.examples))
+    scored: dict[EncodedExample, EncodedExample] = {}
+    was_training = model.training
+    model.eval()  # no dropout in the reference
+    with torch.inference_mode():
+        for batch in _batches(used, plan.micro_batch_tokens):
+            if limit is not None and scored and perf_counter() - start > limit:
+                break
+            found = completion_logprobs(model, batch, packed=packed)
+            sums = zip(found.chosen.sums.tolist(), found.rejected.sums.tolist(), strict=True)
+            scored |= {example: replace(example, reference=pair) for example, pair in zip(batch, sums, strict=True)}
+    model.train(was_training)
+    examples = tuple(scored.get(example, example) for example in plan.examples)
+    if len(scored) < len(used):
+        examples = tuple(example for example in examples if example.reference is not None)
+    left = None if plan.seconds is None else max(0.0, plan.seconds - (perf_counter() - start))
+    return replace(plan, examples=examples, seconds=left)
+
+
+def _batches(examples: Sequence[EncodedExample], tokens: int) -> list[list[EncodedExample]]:
+    """Cut into batches of at most `tokens` real tokens, in order."""
+    batches: list[list[EncodedExample]] = []
+    size = 0
+    for example in examples:
+        if not batches or size + example.tokens > tokens:
+            batches.append([])
+            size = 0
+        batches[-1].append(example)
+        size += example.tokens
+    return batches
