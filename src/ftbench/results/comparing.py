@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from ftbench.memory.budget import format_bytes
+from ftbench.recipe import Recipe
 from ftbench.results.result import Result
 from ftbench.results.store import Run
 
@@ -58,7 +59,7 @@ def terms(result: Result) -> dict[str, str]:
         "data": (result.data.origin if result.data else recipe.data)
         + (f" ({result.data.digest[:8]})" if result.data else ""),
         "task": f"{recipe.task} '{recipe.topic}'",
-        "training": f"{recipe.tokens:,} tokens, {recipe.effective_batch_size} prompts a step, "
+        "training": _length(recipe) + f", {recipe.effective_batch_size} prompts a step, "
         f"{recipe.max_length} tokens at most, weight decay {recipe.weight_decay:g}, warm-up {recipe.warmup:g}, "
         f"gradient norm {recipe.max_grad_norm:g}, micro-batches of {recipe.micro_batch_tokens:,} tokens",
         "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
@@ -69,6 +70,13 @@ def terms(result: Result) -> dict[str, str]:
         "memory budget": format_bytes(recipe.memory_budget) if recipe.memory_budget else "none",
         "hardware": f"{result.environment.hardware}, {result.environment.cores} cores" if result.environment else "?",
     }
+
+
+def _length(recipe: Recipe) -> str:
+    """What all rows have the same of: tokens or time."""
+    if recipe.training_seconds is None:
+        return f"{recipe.tokens:,} tokens"
+    return f"{recipe.training_seconds:g} s or {recipe.tokens:,} tokens, whichever ends first"
 
 
 _MEASURED_TERMS = {
@@ -84,5 +92,6 @@ _MEASURED_TERMS = {
 def _asked(result: Result) -> str:
     """What the recipe asks, apart from the algorithm and the seed."""
     return json.dumps(
-        result.recipe.model_dump(exclude={"name", "algorithm", "options", "seed", "time_limit"}), sort_keys=True
+        result.recipe.model_dump(exclude={"name", "algorithm", "options", "start", "seed", "time_limit"}),
+        sort_keys=True,
     )

@@ -47,10 +47,15 @@ def _count(value: Any) -> str:
     return f"{value:,}"
 
 
+def _trained_on(value: Any) -> str:
+    return f"{value['prompts']:,} / {value['sequences']:,} / {value['tokens']:,}"
+
+
 COLUMNS = (
     Column("algorithm", "algorithm", str),
     Column("seed", "seed", str),
     Column("options", "options", str),
+    Column("start", "started from", str),
     Column("status", "status", str),
     Column("adherence", "adherence ↑ [95 %]", _share),
     Column("distinct", "distinct ↑", _share),
@@ -59,6 +64,7 @@ COLUMNS = (
     Column("peak_reserved_bytes", "reserved ↓", _bytes),
     Column("tokens_per_second", "tokens/s ↑", lambda value: f"{value['mean']:.0f}"),
     Column("training_seconds", "training s ↓", lambda value: f"{value['mean']:.0f}"),
+    Column("trained_on", "prompts / sequences / tokens", _trained_on),
     Column("trainable_parameters", "trainable", _count),
     Column("size_on_disk", "size ↓", lambda value: format_bytes(value) if value else "-"),
 )
@@ -111,6 +117,7 @@ def _row(run: Run) -> Row:
         "algorithm": result.recipe.algorithm,
         "seed": result.recipe.seed,
         "options": ", ".join(f"{key}={value}" for key, value in result.recipe.options.items()),
+        "start": result.start.run if result.start else None,
         "status": result.status,
         "reason": result.reason,
         "adherence": measures.adherence.model_dump() if measures.adherence else None,
@@ -121,6 +128,13 @@ def _row(run: Run) -> Row:
         "memory_kind": measures.memory_kind,
         "tokens_per_second": single(measures.tokens_per_second),
         "training_seconds": single(measures.training_seconds),
+        "trained_on": {
+            "prompts": measures.training_prompts,
+            "sequences": measures.training_sequences,
+            "tokens": measures.training_tokens,
+        }
+        if measures.training_sequences
+        else None,
         "trainable_parameters": measures.trainable_parameters,
         "size_on_disk": measures.size_on_disk,
         "judge_auc": result.judge.auc if result.judge else None,
@@ -133,7 +147,7 @@ def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
 
     def rank(row: Row) -> tuple[bool, Any]:
         value = row[key]
-        value = value["mean"] if isinstance(value, dict) else value
+        value = value.get("mean", value.get("tokens")) if isinstance(value, dict) else value
         missing = value is None or (isinstance(value, float) and not math.isfinite(value))
         if isinstance(value, int | float) and key in ("adherence", "distinct", "tokens_per_second"):
             value = -value
@@ -233,6 +247,8 @@ def _csv(rows: list[Row]) -> str:
                 cells |= {f"{key}.{part}": part_value for part, part_value in value.items()}
             elif key in _MEASURED:
                 cells |= {f"{key}.{part}": None for part in Measured.model_fields}
+            elif key == "trained_on":
+                cells |= {f"{key}.{part}": None for part in ("prompts", "sequences", "tokens")}
             else:
                 cells[key] = value
         flat.append(cells)

@@ -31,10 +31,15 @@ class Orpo(ftbench.Algorithm):
         """
         from torch.nn.functional import logsigmoid
 
-        chosen, rejected = logprobs.chosen.per_token, logprobs.rejected.per_token
-        log_odds = (chosen - rejected) - ((-chosen.exp()).log1p() - (-rejected.exp()).log1p())
+        ratio = _log_odds(logprobs.chosen.per_token) - _log_odds(logprobs.rejected.per_token)
         weight: float = self.config.weight
-        return logprobs.nll() - weight * logprobs.mean(logsigmoid(log_odds))
+        return logprobs.nll() - weight * logprobs.mean(logsigmoid(ratio))
+
+
+def _log_odds(log_p: "Tensor") -> "Tensor":
+    """Return log(p / (1 - p)) of log p, exact also where p is nearly 1; below 1 it must stay, or there are no odds."""
+    log_p = log_p.clamp(max=-1e-7)
+    return log_p - (-log_p.expm1()).log()
 
 
 @ftbench.hookimpl
