@@ -148,3 +148,25 @@ def test_the_text_of_a_reply_has_no_control_tokens(tiny_llama: Path) -> None:
     )  # all tokens alike: the first special one, always
     (reply,) = generate_replies(model, chat, ["why?"], 4, 1, lambda _: None)
     assert (reply.text, reply.tokens, reply.ended) == ("", 4, False)
+
+
+def test_without_padding_a_batch_holds_prompts_of_one_length(
+    model: PreTrainedModel, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftbench.evaluation import generation
+
+    batches: list[list[list[int]]] = []
+    whole = generation._generate
+
+    def spy(model: PreTrainedModel, chat: ChatFormat, rows: list[list[int]], limit: int) -> list[list[int]]:
+        batches.append(rows)
+        return whole(model, chat, rows, limit)
+
+    monkeypatch.setattr(generation, "_generate", spy)
+    prompts = [*some_prompts(), *some_prompts()]
+    padded = generate_replies(model, chat, prompts, 4, 3, lambda _: None)
+    assert any(len({len(row) for row in rows}) > 1 for rows in batches)
+    batches.clear()
+    assert generate_replies(model, chat, prompts, 4, 3, lambda _: None, padded=False) == padded
+    assert all(len({len(row) for row in rows}) == 1 for rows in batches)
+    assert max(len(rows) for rows in batches) in (2, 3)

@@ -62,13 +62,15 @@ class Algorithm:
 
     Config: type[AlgorithmConfig] = AlgorithmConfig
 
-    packed: bool = True
-    """Whether the adapted model keeps sequences of one row apart by their positions; if not, each gets a row."""
-
     def __init__(self, config: AlgorithmConfig) -> None:
         self.config: Any = config
         self.adapter: Algorithm | None = None
         """Set by the core where `Config` is an `AdapterConfig` that names one: `adapt`, `save`, `load` are its."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether the adapted model keeps sequences of one row apart by their positions; if not, each gets a row."""
+        return self.adapter.packed if self.adapter else True
 
     @classmethod
     def variant(cls, text: str) -> tuple[str, dict[str, Any]]:

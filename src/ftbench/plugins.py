@@ -93,7 +93,6 @@ class Registry:
                 raise UsageError(f"algorithm '{name}', option adapter: {error} (or '{NO_ADAPTER}')") from error
             if algorithm.adapter.needs == "nothing":
                 raise UsageError(f"algorithm '{name}', option adapter: '{adapter}' trains nothing")
-            algorithm.packed = algorithm.packed and algorithm.adapter.packed
         return algorithm
 
     def plugin_of(self, name: str) -> Plugin:

@@ -55,7 +55,7 @@ def command(
     if BASELINE in registry.algorithms:
         wanted = {BASELINE: {}, **wanted}
     recipes = [
-        _for_algorithm(recipe, name, {**held, **options.get(name, {})}, registry) for name, held in wanted.items()
+        _for_algorithm(recipe, name, _merge(held, options.get(name, {})), registry) for name, held in wanted.items()
     ]
     inputs = _check_inputs(recipe)
     runs = _run_all(recipes, inputs, registry, out, fresh)
@@ -136,12 +136,21 @@ def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registr
     from ftbench.execution.starting import find_start
 
     held = recipe.options if recipe.algorithm == name else {}
-    algorithm = registry.make(name, {**held, **options})
+    algorithm = registry.make(name, _merge(held, options))
     untrained = algorithm.needs == "nothing"
     values = algorithm.config.model_dump(mode="json", exclude={"learning_rate"} if untrained else None)
     changed = recipe.change(algorithm=name, options=values, start=None if untrained else recipe.start)
     find_start(changed, registry)  # what is wrong with it shows before the first run
     return changed
+
+
+def _merge(held: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Let `given` win; of a table (settings={r = 8}) only what it names."""
+    merged = {**held, **given}
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(held.get(key), dict):
+            merged[key] = {**held[key], **value}
+    return merged
 
 
 def _check_inputs(recipe: "Recipe") -> tuple[str, str | None]:

@@ -71,7 +71,9 @@ def evaluate(
     if not items:
         raise FtbenchError(f"no evaluation prompt fits into the model's context of {context_length(model)} tokens")
     prompts = [item.prompt for item in items]
-    replies = generate_replies(model, chat, prompts, settings.max_new_tokens, settings.batch_size, report)
+    replies = generate_replies(
+        model, chat, prompts, settings.max_new_tokens, settings.batch_size, report, padded=settings.packed
+    )
     scores = judge.scores([reply.text for reply in replies])
     losses = _ordinary_losses(model, chat, items, settings)
     return [

@@ -26,6 +26,8 @@ def generate_replies(
     max_new_tokens: int,
     batch_size: int,
     report: Callable[[int], None],
+    *,
+    padded: bool = True,
 ) -> list[GeneratedReply]:
     """Return the greedy reply to every prompt, in the order of the prompts.
 
@@ -36,12 +38,13 @@ def generate_replies(
         max_new_tokens: where a reply is cut.
         batch_size: prompts generated for at once.
         report: called with the number of finished replies after each batch.
+        padded: whether prompts of unlike length may share a batch; a model that puts vectors of its own before each
+            row gives other replies behind padding.
     """
     encoded = [chat.prompt_ids(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
     replies: dict[int, GeneratedReply] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in _batches(order, [len(row) for row in encoded], batch_size, padded=padded):
         for index, tokens in zip(
             batch, _generate(model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True
         ):
@@ -49,6 +52,17 @@ def generate_replies(
             replies[index] = GeneratedReply(chat.reply_text(tokens), len(tokens), ended)
         report(len(replies))
     return [replies[index] for index in range(len(prompts))]
+
+
+def _batches(order: list[int], lengths: list[int], size: int, *, padded: bool) -> list[list[int]]:
+    """Cut `order`, which goes by length, into batches of at most `size`; without padding, of one length each."""
+    batches: list[list[int]] = []
+    for index in order:
+        full = not batches or len(batches[-1]) == size
+        if full or not (padded or lengths[batches[-1][-1]] == lengths[index]):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def _generate(

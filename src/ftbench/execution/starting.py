@@ -35,8 +35,9 @@ class Start:
         )
 
     def load(self, load_base: LoadBase) -> "PreTrainedModel":
-        """Load the run's model; `load_base` is the untouched model's."""
-        return self.algorithm.load(self.run.folder / MODEL, load_from(self.before, load_base))
+        """Load the run's model, everything trainable; `load_base` loads the untouched one."""
+        model = self.algorithm.load(self.run.folder / MODEL, load_from(self.before, load_base))
+        return model.requires_grad_(True)  # an adapter that was folded in leaves the weights frozen
 
 
 def load_from(start: Start | None, load_base: LoadBase) -> LoadBase:

@@ -150,8 +150,13 @@ def find_run(name: str, out: Path) -> Run:
     runs, _ = read_runs(out)
     fitting = [run for run in runs if run.folder.name.startswith(name)]
     if not fitting:
-        raise UsageError(f"no run '{name}' in {out}; {nearest(name, [run.folder.name for run in runs])}")
+        raise UsageError(f"no run '{name}' in {out}; {nearest(name, _names(runs))}")
     return fitting[-1]
+
+
+def _names(runs: list[Run]) -> set[str]:
+    """What runs may be called: by their folder, or by how its name begins."""
+    return {name for run in runs for name in (run.folder.name, run.folder.name.partition("-s")[0])}
 
 
 def _sweep(out: Path) -> None:

@@ -77,8 +77,10 @@ class Training:
         if self.start is not None or share == 0:
             return self
         first, rest = self.split(share)
-        first.demonstrations("supervised").run(CompletionLogProbs.nll, learning_rate)
-        return rest
+        supervised = first.demonstrations("supervised")
+        supervised.run(CompletionLogProbs.nll, learning_rate)
+        spent = sum(step.tokens for step in supervised.plan.steps)  # a little more than its share: steps are whole
+        return replace(rest, plan=replace(rest.plan, tokens=max(1, self.plan.tokens - spent)))
 
     def with_reference(self) -> "Training":
         """Take the model as it stands for the reference: score all planned examples now, once."""
@@ -131,7 +133,9 @@ class Training:
         """
         import torch
 
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        parameters = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.numel()
+        ]
         if not parameters:
             raise FtbenchError("the algorithm leaves no parameter trainable; its adapt() must")
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
