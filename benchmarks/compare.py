@@ -2,8 +2,11 @@
 
 python benchmarks/compare.py quick
 python benchmarks/compare.py oasst1 oasst1-en-validation.jsonl
+
+With --runs FOLDER the runs are made there and kept: called again, it goes on where it was interrupted.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -11,25 +14,32 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+TASKS = {"quick": "quick", "oasst1": "oasst1-validation"}
 
 
 def main() -> None:
-    """Run one comparison in a fresh folder, then put its record in place of the old one."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name == "quick":
-        record, settings = HERE / "quick", ["--algo", "all"]
-    elif name == "oasst1" and len(sys.argv) > 2:
-        record = HERE / "oasst1-validation"
-        settings = ["--algo", "lora", "--recipe", "oasst1-smollm2", "--data", sys.argv[2], "--topic", "programming"]
+    """Run one comparison, then put its record in place of the old one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("file", nargs="?", help="OASST1's English validation messages, for oasst1")
+    parser.add_argument("--runs", type=Path, help="folder of the runs; by default a temporary one")
+    given = parser.parse_args()
+    if given.task == "quick":
+        settings = ["--algo", "all"]
+    elif given.file:
+        settings = ["--recipe", "oasst1-smollm2", "--data", given.file, "--topic", "programming"]
+        settings += [part for name in ("full", "lora", "dpo", "orpo") for part in ("--algo", name)]
     else:
-        sys.exit(__doc__)
-    with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "ftbench", "run", "--out", out, *settings]
+        parser.error("oasst1 needs the file")
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = given.runs or Path(temporary)
+        command = [sys.executable, "-m", "ftbench", "run", "--out", str(runs), *settings]
         code = subprocess.run(command, check=False).returncode
         if code:
             sys.exit(code)
+        record = HERE / TASKS[given.task]
         shutil.rmtree(record, ignore_errors=True)
-        shutil.copytree(out, record, ignore=shutil.ignore_patterns("model", "log.txt"))
+        shutil.copytree(runs, record, ignore=shutil.ignore_patterns("model", "log.txt", ".*"))
 
 
 if __name__ == "__main__":

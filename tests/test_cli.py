@@ -85,6 +85,19 @@ WRONG_USAGE = [
     (["run", "--algo", "lora", "--data", "nowhere.jsonl", "--topic", "trains"], "nowhere.jsonl"),
     (["run", "--algo", "lora", "--model", "smollm-135m-instruct"], "'smollm2-135m-instruct'"),
     (["run", "--algo", "lora", "--model", "./nowhere"], "./nowhere"),
+    (["run", "--algo", "lora", "--training-seconds", "0"], "training_seconds"),
+    (["run", "--algo", "lora", "--from", "nothing"], "--from nothing"),
+    (["run", "--algo", "peft"], "peft:dora"),
+    (["run", "--algo", "peft:dorra"], "'dora'"),
+    (["run", "--algo", "peft:./nowhere.json"], "nowhere.json"),
+    (["run", "--algo", "lora:dora"], "--algo lora"),
+    (["run", "--algo", "peft:dora", "--set", "peft:dora.settings=3"], "settings"),
+    (["run", "--algo", "peft:dora", "--set", "peft:vera.settings={}"], "not run"),
+    (["run", "--algo", "dpo", "--set", "dpo.adapter=lroa"], "'lora'"),
+    (["run", "--algo", "dpo", "--set", "dpo.adapter=peft"], "peft:dora"),
+    (["run", "--algo", "dpo", "--set", "dpo.adapter=prompt"], "trains nothing"),
+    (["run", "--algo", "dpo", "--set", "dpo.adapter_options={rnak=3}"], "'rank'"),
+    (["run", "--algo", "dpo", "--set", "dpo.loss=sigmod"], "'sigmoid'"),
     (["data", "sampel"], "'sample'"),
     (["recipes", "quik"], "'quick'"),
     (["show", "nothing"], "runs"),
@@ -144,12 +157,13 @@ def test_algos_json_is_a_list_of_objects_with_fixed_keys(capsys: pytest.CaptureF
     assert (code, said) == (0, "")
     assert {"base", "prompt", "full", "lora"} <= set(rows)
     for row in rows.values():
-        assert set(row) == {"name", "summary", "needs", "plugin", "version", "options"}
+        assert set(row) == {"name", "summary", "needs", "plugin", "version", "options", "variants"}
         assert row["summary"]
         assert row["needs"] in ("nothing", "demonstrations", "preferences")
     assert rows["lora"]["plugin"] == "ftbench-lora"
     assert rows["lora"]["options"]["rank"] == 16
     assert rows["base"]["options"] == {}
+    assert "dora" in rows["peft"]["variants"]
 
 
 def test_plugins_json_names_what_each_brings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,16 +29,27 @@ def command(as_json: bool) -> None:
                     "plugin": plugin.name,
                     "version": plugin.version,
                     "options": options,
+                    "variants": list(algorithm.variants),
                 }
             )
     if as_json:
         echo_json(rows)
         return
     echo_table(
-        [[row["name"], row["needs"], _options(row["options"]), row["summary"]] for row in rows],
+        [[_name(row), row["needs"], _options(row["options"]), row["summary"]] for row in rows],
         ["algorithm", "needs", "options", "what it does"],
+        widths=[None, None, 42, 60],
     )
 
 
+def _name(row: dict[str, Any]) -> str:
+    name: str = row["name"]
+    return f"{name}:{', '.join(row['variants'])}, …" if row["variants"] else name
+
+
 def _options(options: dict[str, Any]) -> str:
-    return " ".join(name if isinstance(value, str) else f"{name}={value}" for name, value in options.items())
+    """Write every option with its default, unless that says nothing or is a long text."""
+    return " ".join(
+        name if value in ({}, [], None) or len(str(value)) > 24 else f"{name}={value}"
+        for name, value in options.items()
+    )

@@ -36,8 +36,8 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def echo_table(rows: list[list[str]], headings: list[str]) -> None:
-    """Print a plain table for a person."""
+def echo_table(rows: list[list[str]], headings: list[str], widths: list[int | None] | None = None) -> None:
+    """Print a plain table for a person; `widths` wraps columns at so many characters."""
     from tabulate import tabulate
 
-    click.echo(tabulate(rows, headings, tablefmt="simple", disable_numparse=True))
+    click.echo(tabulate(rows, headings, tablefmt="simple", disable_numparse=True, maxcolwidths=widths))
