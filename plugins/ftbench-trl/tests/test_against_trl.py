@@ -206,10 +206,10 @@ def test_a_trl_that_moved_a_trainer_skips_that_algorithm_alone(
 
     moved = ("trl.experimental.nowhere", *trainers.PLACES["trl-orpo"][1:])
     monkeypatch.setitem(trainers.PLACES, "trl-orpo", moved)
-    with pytest.raises(Skip, match=r"^TRL \d\S* has no trl\.experimental\.nowhere\.ORPOTrainer any more .*trl-orpo"):
+    with pytest.raises(Skip, match=r"^TRL \d\S* has no trl\.experimental\.nowhere\.ORPOTrainer .*trl-orpo"):
         configure(TrlOrpo, {}).adapt(load(tiny_llama), [])
     monkeypatch.setitem(trainers.PLACES, "trl-orpo", ("trl", "NoSuchTrainer", "ORPOConfig"))
-    with pytest.raises(Skip, match=r"has no trl\.NoSuchTrainer any more"):
+    with pytest.raises(Skip, match=r"has no trl\.NoSuchTrainer"):
         configure(TrlOrpo, {}).adapt(load(tiny_llama), [])
     model = load(tiny_llama)
     assert configure(TrlSft, {}).adapt(model, []) is model

@@ -47,8 +47,15 @@ def find_method(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _types() -> "dict[str, type[PeftConfig]]":
-    """peft's types and their configurations."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    """peft's types and their configurations.
+
+    Raises:
+        UsageError: the installed peft keeps them elsewhere.
+    """
+    try:
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    except ImportError as error:
+        raise ftbench.UsageError(f"the installed peft does not fit: {error}; this plugin was made for 0.21") from error
 
     return {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,16 @@ def find_trainer(name: str) -> tuple[Any, Any]:
         return getattr(home, trainer), getattr(home, config)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise ftbench.Skip(
-            f"TRL {version('trl')} has no {module}.{trainer} any more ({_first_line(error)}); "
+            f"{_installed()} has no {module}.{trainer} ({_first_line(error)}); "
             f"install another version of trl for {name}, the other algorithms do not need it"
         ) from error
+
+
+def _installed() -> str:
+    try:
+        return f"TRL {version('trl')}"
+    except PackageNotFoundError:
+        return "this environment has no TRL, and so it"
 
 
 def train(name: str, training: ftbench.Training, options: dict[str, Any]) -> None:
