@@ -126,10 +126,12 @@ def test_no_supervised_stage_without_a_share_or_from_a_run(tiny_llama: Path, sha
 
 def test_the_reference_is_the_model_as_it_stood_before_training(tiny_gpt2: Path) -> None:
     model = load(tiny_gpt2)
-    model.train()  # GPT-2 has dropout, which the reference must not have
+    model.train()  # GPT-2 has dropout, which neither the reference nor what is compared with it may have
     training, _ = make_training(model, make_plan(tiny_gpt2, 2000))
     referred = training.with_reference()
-    assert model.training
+    with torch.no_grad():
+        now = completion_logprobs(model.train(), referred.plan.examples)
+    torch.testing.assert_close(now.chosen.log_ratio, torch.zeros(len(now.chosen.sums)), rtol=0, atol=1e-4)
     examples = referred.plan.examples
     assert [dataclasses.replace(e, reference=None) for e in examples] == list(training.plan.examples)
     with torch.no_grad():

@@ -90,7 +90,7 @@ def test_saved_files_are_safetensors_and_small(folder: Path, tmp_path: Path) -> 
 
 def test_alpha_over_rank_scales_the_adapters(tiny_llama: Path) -> None:
     torch.manual_seed(0)
-    model = configure(Lora, {"rank": 4, "alpha": 8.0}).adapt(load(tiny_llama), [])
+    model = configure(Lora, {"rank": 4, "alpha": 8.0, "dropout": 0.0}).adapt(load(tiny_llama), [])
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
     torch.nn.init.normal_(layer.get_parameter("lora_B.default.weight"))
     a, b = layer.get_parameter("lora_A.default.weight"), layer.get_parameter("lora_B.default.weight")

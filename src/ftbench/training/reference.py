@@ -28,10 +28,11 @@ def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan
 
     start = perf_counter()
     limit = None if plan.seconds is None else TIME_SHARE * plan.seconds
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # from here on: in a ratio to the reference it would be noise
     used = list(dict.fromkeys(example for step in plan.steps for example in step.examples))
     scored: dict[EncodedExample, EncodedExample] = {}
-    was_training = model.training
-    model.eval()  # no dropout in the reference
     with torch.inference_mode():
         for batch in _batches(used, plan.micro_batch_tokens):
             if limit is not None and scored and perf_counter() - start > limit:
@@ -39,7 +40,6 @@ def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan
             found = completion_logprobs(model, batch, packed=packed)
             sums = zip(found.chosen.sums.tolist(), found.rejected.sums.tolist(), strict=True)
             scored |= {example: replace(example, reference=pair) for example, pair in zip(batch, sums, strict=True)}
-    model.train(was_training)
     examples = tuple(scored.get(example, example) for example in plan.examples)
     if len(scored) < len(used):
         examples = tuple(example for example in examples if example.reference is not None)

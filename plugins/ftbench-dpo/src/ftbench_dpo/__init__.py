@@ -20,12 +20,12 @@ class Dpo(ftbench.Algorithm):
         """`beta` is how strongly leaving the reference is penalised; `sft_*` the supervised start."""
 
         adapter: str = "lora"
-        learning_rate: float = 5e-4
-        full_learning_rate = 2e-5
+        learning_rate: float = 5e-5
+        full_learning_rate = 5e-6
         beta: float = Field(0.1, gt=0)
         loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
-        sft_share: float = Field(0.5, ge=0, lt=1, description="of the tokens; none with --from")
-        sft_learning_rate: float = Field(2e-3, gt=0)
+        sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens; none with --from")
+        sft_learning_rate: float = Field(1e-3, gt=0)
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Return the mean over prompts of a loss of m, the chosen's log-ratio to the reference less the rejected's.

@@ -9,7 +9,7 @@ class Full(ftbench.Algorithm):
     name = "full"
 
     class Config(ftbench.AlgorithmConfig):
-        """A twentieth of LoRA's learning rate."""
+        """A fifth of LoRA's learning rate."""
 
         learning_rate: float = 1e-4
 

@@ -20,10 +20,10 @@ class Lora(ftbench.Algorithm):
     class Config(ftbench.AlgorithmConfig):
         """The adapters' size and scale."""
 
-        learning_rate: float = 2e-3
+        learning_rate: float = 1e-3
         rank: int = Field(16, ge=1)
         alpha: float = Field(32, gt=0)
-        dropout: float = Field(0.0, ge=0, lt=1)
+        dropout: float = Field(0.05, ge=0, lt=1)
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
         """Freeze the model and put adapters beside every linear layer but the output layer."""

@@ -20,12 +20,12 @@ class Simpo(ftbench.Algorithm):
         """The paper's beta, and its gamma as a share of beta; `sft_*` the supervised start."""
 
         adapter: str = "lora"
-        learning_rate: float = 5e-4
-        full_learning_rate = 2e-5
+        learning_rate: float = 5e-5
+        full_learning_rate = 5e-6
         beta: float = Field(2.0, gt=0)
         gamma_ratio: float = Field(0.5, ge=0)
-        sft_share: float = Field(0.5, ge=0, lt=1, description="of the tokens; none with --from")
-        sft_learning_rate: float = Field(2e-3, gt=0)
+        sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens; none with --from")
+        sft_learning_rate: float = Field(1e-3, gt=0)
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Return the mean over prompts of -log sigmoid(beta (c - r) - gamma), equation 6.
