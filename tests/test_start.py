@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calls(task: list[str], place: Path) -> list[subprocess.CompletedProcess[str]]:
     """LoRA, DPO from LoRA, and full fine-tuning from that."""
     out = ["--out", "runs"]
-    first = ftbench("run", *task, *out, "--algo", "lora", cwd=place)
+    first = ftbench("run", *task, *out, "--algo", "lora", "--set", "lora.learning_rate=1e-2", cwd=place)
     second = ftbench("run", *task, *out, "--algo", "dpo", "--from", "lora", cwd=place)
     third = ftbench("run", *task, *out, "--algo", "full", "--algo", "prompt", "--from", "dpo", cwd=place)
     return [first, second, third]

@@ -2,17 +2,19 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import re
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftbench.errors import UsageError
+from ftbench.plugins import GROUP
 from ftbench.results.result import Environment
 
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("ftbench", "torch", "transformers", "peft", "datasets", "scikit-learn", "numpy")
+_PACKAGES = ("ftbench", "torch", "transformers", "datasets", "scikit-learn", "numpy")
 
 
 def describe(device: "torch.device") -> Environment:
@@ -24,7 +26,8 @@ def describe(device: "torch.device") -> Environment:
     else:
         hardware = _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    packages = dict.fromkeys([*_PACKAGES, *_needed_by_plugins()])
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
     return Environment(
         hardware=hardware, cores=cores, system=f"{platform.system()} {platform.machine()}", versions=versions
     )
@@ -51,6 +54,16 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _needed_by_plugins() -> list[str]:
+    """What the installed plugins are built on, and the plugins themselves."""
+    names = []
+    for entry in entry_points(group=GROUP):
+        if entry.dist:
+            needs = [re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in entry.dist.requires or []]
+            names += [entry.dist.name, *needs]
+    return sorted(names)
 
 
 def _version(package: str) -> str:

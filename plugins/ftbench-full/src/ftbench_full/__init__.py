@@ -9,9 +9,9 @@ class Full(ftbench.Algorithm):
     name = "full"
 
     class Config(ftbench.AlgorithmConfig):
-        """A fifth of LoRA's learning rate."""
+        """A seventh of LoRA's learning rate."""
 
-        learning_rate: float = 1e-4
+        learning_rate: float = 1.5e-4
 
 
 @ftbench.hookimpl
