@@ -1,4 +1,4 @@
-"""Runs the comparisons that the README and the diary show, and records all of each run but its weights.
+"""Runs the comparisons that the README and the diary show, and records all of each run but its weights and log.
 
 python benchmarks/compare.py quick
 python benchmarks/compare.py oasst1 oasst1-en-validation.jsonl

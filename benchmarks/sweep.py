@@ -1,10 +1,10 @@
 """Looks for settings: trains with each, and measures on the way, on prompts that no reported figure uses.
 
 python benchmarks/sweep.py full --set learning_rate=1e-4 --set learning_rate=2e-4
-python benchmarks/sweep.py lora --recipe oasst1-smollm2 --data FILE --topic programming --set 'rank=8,dropout=0.1'
+python benchmarks/sweep.py lora --recipe oasst1-smollm2 --data FILE --topic programming --set 'rank=8;dropout=0.1'
 
-Each --set is one trial. A quarter of the training examples is set aside for measuring; the evaluation prompts of
-`ftbench run` are not looked at. A line a checkpoint: tokens, adherence, distinct, seconds of training.
+Each --set is one trial. A quarter of the training examples (64 at most) is set aside for measuring; the evaluation
+prompts of `ftbench run` are not looked at. A line a checkpoint: tokens, adherence, distinct, seconds of training.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("algorithm")
     parser.add_argument("--recipe", default="quick")
-    parser.add_argument("--set", dest="trials", action="append", default=[], help="NAME=VALUE,… of the algorithm")
+    parser.add_argument("--set", dest="trials", action="append", default=[], help="NAME=VALUE;… of the algorithm")
     parser.add_argument("--every", type=int, default=10_000, help="tokens between two measurements")
     for name, field in Recipe.model_fields.items():
         if name in ("data", "topic", "tokens", "effective_batch_size", "max_length", "seed", "micro_batch_tokens"):
@@ -45,7 +45,7 @@ def main() -> None:
     data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
     judge = train_judge(data.on_topic, data.ordinary, data.held_out_on_topic, data.held_out_ordinary, 64)
     for trial in trials:
-        options = tomllib.loads("\n".join(part for part in trial.split(",") if part))
+        options = tomllib.loads("\n".join(part for part in trial.split(";") if part))
         print(f"{name} {trial}", flush=True)
         _try(recipe, name, options, set_aside(data), judge, every)
 
@@ -71,10 +71,12 @@ def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, jud
     model = algorithm.adapt(model, [example.chosen.ids for example in encoded.examples])
     done, spent, since = 0, 0.0, perf_counter()
 
+    prompts = [item.prompt for item in data.evaluation]
+
     def measure() -> None:
         was_training = model.training
         model.eval()
-        replies = [r.text for r in generate_replies(model, chat, [e.prompt for e in data.evaluation], 64, 32, _ignore)]
+        replies = [r.text for r in generate_replies(model, chat, prompts, 64, 32, _ignore, padded=algorithm.packed)]
         model.train(was_training)
         on_topic = sum(judge.is_on_topic(score) for score in judge.scores(replies)) / len(replies)
         print(f"  {done:7,} tokens  adherence {on_topic:.2f}  distinct {distinct(replies).mean:.2f}  {spent:4.0f} s")

@@ -95,7 +95,7 @@ WRONG_USAGE = [
     (["run", "--algo", "peft:dora", "--set", "peft:vera.settings={}"], "not run"),
     (["run", "--algo", "dpo", "--set", "dpo.adapter=lroa"], "'lora'"),
     (["run", "--algo", "dpo", "--set", "dpo.adapter=peft"], "peft:dora"),
-    (["run", "--algo", "dpo", "--set", "dpo.adapter=prompt"], "trains nothing"),
+    (["run", "--algo", "dpo", "--set", "dpo.adapter=prompt"], "no other loss"),
     (["run", "--algo", "dpo", "--set", "dpo.adapter_options={rnak=3}"], "'rank'"),
     (["run", "--algo", "dpo", "--set", "dpo.loss=sigmod"], "'sigmoid'"),
     (["data", "sampel"], "'sample'"),

@@ -1,17 +1,21 @@
 """`ftbench run --from RUN`: training that starts from an earlier run's model."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from ftbench.cli.run import _same_start
+from ftbench.data.task import EvaluationPrompt, build_task
 from ftbench.errors import UsageError
 from ftbench.execution.starting import find_start
 from ftbench.files import write_json
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
-from ftbench.results.store import Run, find_run, read_runs
+from ftbench.results.store import Run, find_run, read_run, read_runs
 from one_line import one_line
 from strangers import ftbench
 
@@ -80,6 +84,71 @@ def test_the_table_says_where_a_row_started(calls: list[subprocess.CompletedProc
 
 def test_show_names_the_start(runs: dict[str, Run], place: Path) -> None:
     assert "started from" in ftbench("show", "dpo", "--out", "runs", cwd=place).stdout
+
+
+def test_a_start_that_saw_what_is_held_out_is_refused(
+    runs: dict[str, Run], task: list[str], tiny_llama: Path, place: Path
+) -> None:
+    start = find_start(runs["dpo"].result.recipe, load_plugins())
+    assert start is not None
+    recipe = runs["dpo"].result.recipe
+    digest = runs["dpo"].result.model_digest
+    assert digest is not None
+    same = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+    start.check(same, digest)
+    fewer = build_task(recipe.data, recipe.topic, recipe.lang, 4)
+    start.check(fewer, digest)  # what is held out now was held out then
+    swapped = dataclasses.replace(same, evaluation=(EvaluationPrompt(same.train[0].prompt, "tea"),))
+    with one_line(start.run.folder.name, "trained on 1 of the prompts"):
+        start.check(swapped, digest)
+    with one_line(start.run.folder.name, "another now"):
+        start.check(same, "0" * 64)
+
+
+def test_data_that_changed_since_the_start_are_told(runs: dict[str, Run], pairs_file: Path) -> None:
+    start = find_start(runs["dpo"].result.recipe, load_plugins())
+    assert start is not None
+    other = start.run.result.model_copy(
+        update={"data": start.run.result.data.model_copy(update={"digest": "0" * 64})}  # type: ignore[union-attr]
+    )
+    changed = dataclasses.replace(start, run=dataclasses.replace(start.run, result=other))
+    recipe = other.recipe
+    with one_line("its data", "have changed"):
+        changed.check(
+            build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts), other.model_digest or ""
+        )
+
+
+def test_what_cannot_be_folded_in_is_no_start(task: list[str], place: Path, runs: dict[str, Run]) -> None:
+    small = ["--set", "peft:prompt_tuning.settings={num_virtual_tokens=4}"]
+    first = ftbench("run", *task, "--out", "beside", "--algo", "peft:prompt-tuning", *small, cwd=place)
+    assert first.returncode == 0, first.stderr
+    done = ftbench("run", *task, "--out", "beside", "--algo", "dpo", "--from", "peft:prompt_tuning", cwd=place)
+    assert "dpo: skipped: cannot start from peft-prompt_tuning-s0-" in done.stderr, done.stderr
+    assert "cannot be folded into" in done.stderr
+
+
+def test_runs_may_be_moved_together(runs: dict[str, Run], place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "runs", tmp_path / "moved")
+    recipe = runs["full"].result.recipe
+    moved = recipe.change(start=str(tmp_path / "moved" / runs["dpo"].folder.name))
+    gone = read_run(tmp_path / "moved" / runs["dpo"].folder.name)
+    assert gone.result.recipe.start is not None
+    chain = find_start(moved, load_plugins())
+    assert chain is not None
+    assert chain.before is not None
+    lost = recipe.change(start="/nowhere/" + runs["dpo"].folder.name)
+    found = find_start(lost, load_plugins(), beside=tmp_path / "moved")
+    assert found is not None
+    assert found.run.folder.parent == tmp_path / "moved"
+
+
+def test_a_run_is_made_again_when_its_start_was(runs: dict[str, Run]) -> None:
+    assert _same_start(runs["dpo"].result)
+    facts = runs["dpo"].result.start
+    assert facts is not None
+    earlier = facts.model_copy(update={"started": "2020-01-01T00:00:00.000+00:00"})
+    assert not _same_start(runs["dpo"].result.model_copy(update={"start": earlier}))
 
 
 @pytest.mark.parametrize(

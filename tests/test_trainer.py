@@ -122,6 +122,24 @@ def test_stages_share_the_budget_and_the_first_reads_no_rejected_completion(tiny
     assert sum(r.tokens for r in reports) == pytest.approx(3000, abs=1000)
 
 
+def test_stages_under_a_time_limit_leave_nothing_over(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftbench.training import trainer
+
+    clock = itertools.count(step=0.1)
+    monkeypatch.setattr(trainer, "perf_counter", lambda: next(clock))
+    plan = dataclasses.replace(make_plan(tiny_llama, 3000), seconds=4.0)
+    training, reports = make_training(load(tiny_llama), plan)
+    rest = training.supervised_first(0.5, 1e-3)  # ended by its tokens: the time that it did not need is the rest's
+    spent = sum(report.tokens for report in reports)
+    assert rest.plan.tokens == 3000 - spent
+    assert rest.plan.seconds == pytest.approx(4.0 - 0.1 * (len(reports) + 1))
+    plan = dataclasses.replace(make_plan(tiny_llama, 10**6), seconds=4.0)
+    training, reports = make_training(load(tiny_llama), plan)
+    rest = training.supervised_first(0.5, 1e-3)  # ended by the clock: the tokens that it did not reach are the rest's
+    assert rest.plan.tokens == 10**6 - sum(report.tokens for report in reports)
+    assert rest.plan.seconds == pytest.approx(2.0, abs=0.2)
+
+
 @pytest.mark.parametrize(("share", "start"), [(0.0, None), (0.5, "lora-s0-12345678")])
 def test_no_supervised_stage_without_a_share_or_from_a_run(tiny_llama: Path, share: float, start: str | None) -> None:
     training, reports = make_training(load(tiny_llama), make_plan(tiny_llama, 500), start=start)

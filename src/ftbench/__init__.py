@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ftbench.algorithm import AdapterConfig, Algorithm, AlgorithmConfig
-    from ftbench.errors import Skip, UsageError
+    from ftbench.errors import Skip, UsageError, nearest
     from ftbench.hookspecs import hookimpl
     from ftbench.recipe import Recipe
     from ftbench.training.logprobs import CompletionLogProbs
@@ -22,6 +22,7 @@ __all__ = [
     "Training",
     "UsageError",
     "hookimpl",
+    "nearest",
 ]
 
 # Imported when they are first asked for: `ftbench --help` needs none of them.
@@ -35,6 +36,7 @@ _HOMES = {
     "StepReport": "ftbench.training.trainer",
     "Training": "ftbench.training.trainer",
     "UsageError": "ftbench.errors",
+    "nearest": "ftbench.errors",
     "hookimpl": "ftbench.hookspecs",
 }
 

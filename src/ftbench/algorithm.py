@@ -72,6 +72,13 @@ class Algorithm:
         """Whether the adapted model keeps sequences of one row apart by their positions; if not, each gets a row."""
         return self.adapter.packed if self.adapter else True
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it only says what is trainable, so that another algorithm's loss can train that."""
+        own = type(self)
+        plain = own.train is Algorithm.train and own.loss is Algorithm.loss
+        return plain and own.adapt is not Algorithm.adapt and self.needs != "nothing"
+
     @classmethod
     def variant(cls, text: str) -> tuple[str, dict[str, Any]]:
         """Return the short name and the options of NAME:TEXT, for an algorithm with variants.
@@ -144,6 +151,8 @@ def configure(algorithm: type[Algorithm], options: dict[str, Any]) -> Algorithm:
         return algorithm(algorithm.Config(**options))
     except ValidationError as error:
         raise UsageError(f"algorithm '{algorithm.name}': {first_problem(error)}") from error
+    except UsageError as error:
+        raise UsageError(f"algorithm '{algorithm.name}': {error}") from error
     except Exception as error:  # a stranger's __init__ may raise anything
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"algorithm '{algorithm.name}' cannot be made with these options: {text}") from error

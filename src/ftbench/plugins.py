@@ -87,18 +87,39 @@ class Registry:
         algorithm = configure(self.find(name), options)
         if isinstance(algorithm.config, AdapterConfig) and algorithm.config.adapter != NO_ADAPTER:
             try:
-                adapter, held = self.resolve(algorithm.config.adapter)
-                algorithm.adapter = self.make(adapter, {**held, **algorithm.config.adapter_options})
+                self._give_adapter(algorithm)
             except UsageError as error:
                 raise UsageError(f"algorithm '{name}', option adapter: {error} (or '{NO_ADAPTER}')") from error
-            if algorithm.adapter.needs == "nothing":
-                raise UsageError(f"algorithm '{name}', option adapter: '{adapter}' trains nothing")
         return algorithm
+
+    def _give_adapter(self, algorithm: Algorithm) -> None:
+        """Make the adapter that the configuration names, and write all its options out there."""
+        name, given = algorithm.config.adapter, algorithm.config.adapter_options
+        if "learning_rate" in given:
+            raise UsageError(f"adapter_options.learning_rate: the rate is {algorithm.name}.learning_rate")
+        written_out = set(given) >= set(self.find(name).Config.model_fields) - {"learning_rate"}
+        held: dict[str, Any] = {}
+        if not written_out:
+            name, held = self.resolve(name)
+        algorithm.adapter = self.make(name, merged(held, given))
+        if not algorithm.adapter.is_adapter:
+            raise UsageError(f"'{name}' is more or less than what is trainable, and no other loss can train it")
+        options = algorithm.adapter.config.model_dump(mode="json", exclude={"learning_rate"})
+        algorithm.config = algorithm.config.model_copy(update={"adapter": name, "adapter_options": options})
 
     def plugin_of(self, name: str) -> Plugin:
         """Return the plugin that brings the algorithm `name`."""
         algorithm = self.find(name)
         return next(plugin for plugin in self.plugins if algorithm in plugin.algorithms)
+
+
+def merged(held: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Let `given` win; of a table (settings={r = 8}) only what it names."""
+    result = {**held, **given}
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(held.get(key), dict):
+            result[key] = {**held[key], **value}
+    return result
 
 
 def load_plugins(entries: Sequence[EntryPoint] | None = None) -> Registry:

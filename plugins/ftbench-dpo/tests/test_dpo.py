@@ -176,7 +176,11 @@ def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) ->
     ("options", "words"),
     [
         ({"adapter": "lroa"}, ["'dpo'", "adapter", "'lroa'", "'lora'", "'none'"]),
-        ({"adapter": "base"}, ["'dpo'", "adapter", "'base'", "trains nothing"]),
+        ({"adapter": "base"}, ["'dpo'", "adapter", "'base'", "no other loss"]),
+        ({"adapter": "full"}, ["'dpo'", "adapter", "'full'", "'none'"]),
+        ({"adapter": "orpo"}, ["'dpo'", "adapter", "'orpo'", "no other loss"]),
+        ({"adapter": "peft:adalora"}, ["'dpo'", "adapter", "'peft:adalora'", "no other loss"]),
+        ({"adapter_options": {"learning_rate": 1e-3}}, ["'dpo'", "dpo.learning_rate"]),
         ({"adapter_options": {"rnak": 4}}, ["'dpo'", "'lora'", "'rnak'", "'rank'"]),
         ({"adapter_options": {"rank": 0}}, ["'dpo'", "'lora'", "rank"]),
     ],
@@ -184,6 +188,32 @@ def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) ->
 def test_an_adapter_that_is_not_there_is_named(registry: Registry, options: dict[str, Any], words: list[str]) -> None:
     with one_line(*words, kind=UsageError):
         registry.make("dpo", options)
+
+
+@pytest.mark.parametrize(("adapter", "option"), [("lora", "dropout"), ("peft:vera", "method")])
+def test_all_that_the_adapter_is_stands_in_the_configuration(registry: Registry, adapter: str, option: str) -> None:
+    made = registry.make("dpo", {"adapter": adapter})
+    written = made.config.model_dump(mode="json")
+    assert option in written["adapter_options"]
+    assert "learning_rate" not in written["adapter_options"]
+    again = registry.make("dpo", written)
+    assert again.config == made.config
+    assert again.adapter is not None
+    assert made.adapter is not None
+    assert again.adapter.config.model_dump(exclude={"learning_rate"}) == made.adapter.config.model_dump(
+        exclude={"learning_rate"}
+    )
+
+
+def test_an_adapters_file_is_read_once(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"peft_type": "LORA", "r": 3}')
+    written = registry.make("dpo", {"adapter": f"peft:{path}"}).config.model_dump(mode="json")
+    path.unlink()
+    again = registry.make("dpo", written)
+    assert again.config.adapter == "peft:mine"
+    assert again.adapter is not None
+    assert again.adapter.config.settings == {"r": 3}
 
 
 def test_the_plugin_brings_dpo_alone() -> None:

@@ -123,9 +123,11 @@ def test_methods_for_gpt2_train_it(name: str, tiny_gpt2: Path) -> None:
     assert train(algorithm, model, tokens=600)
 
 
-def test_a_setting_that_a_method_lacks_is_its_reason(tiny_llama: Path) -> None:
-    with one_line("rnak", kind=Skip):
-        make("ia3", rnak=4).adapt(load(tiny_llama), [])
+def test_a_setting_that_a_method_lacks_is_wrong_usage() -> None:
+    with one_line("'peft'", "IA3 has no setting 'rnak'", kind=UsageError):
+        make("ia3", rnak=4)
+    with one_line("'peft'", "no type 'NOPE'", kind=UsageError):
+        configure(Peft, {"method": "NOPE"})
 
 
 def test_adalora_prunes_to_its_target_and_adds_its_penalty(tiny_llama: Path) -> None:
@@ -193,6 +195,7 @@ def test_an_adapter_config_of_pefts_own_is_read(tiny_llama: Path, tmp_path: Path
         (None, ["cannot read"]),
         ("{", ["is not JSON"]),
         ("[]", ["peft_type is None"]),
+        ('{"peft_type": ["LORA"]}', ["peft_type is ['LORA']"]),
         ('{"peft_type": "LROA"}', ["peft_type is 'LROA'", "LORA"]),
     ],
 )

@@ -50,7 +50,7 @@ def trl_trainer(name: str, model: PreTrainedModel, batch: tuple[EncodedExample, 
         }
         for example in batch
     ]
-    trainer = trainers.make_trainer(name, training, rows, {**PLAIN, **more, "output_dir": str(folder)})
+    trainer = trainers.make_trainer(name, training, rows, {**PLAIN, **more, "output_dir": str(folder)}, 0.0)
     trainer.rows = trainer.data_collator([trainer.train_dataset[index] for index in range(len(rows))])
     return trainer
 
@@ -170,6 +170,7 @@ def test_trl_trains_and_leaves_the_model_as_it_found_it(
     after = logits(model)
     assert (after - before).abs().max() > 0.01
     algorithm.save(model, tmp_path / "saved")
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.is_dir()]  # no reference beside it
     loaded = algorithm.load(tmp_path / "saved", lambda other: load(other or tiny_llama))
     torch.testing.assert_close(logits(loaded), after, rtol=1e-5, atol=1e-5)  # float32 again, and TRL's forward gone
 

@@ -42,6 +42,7 @@ def command(
     The untouched model (base) is run first where it has not been yet: the others are measured against it. A recipe
     that was already run to its end in --out is not run again.
     """
+    from ftbench.plugins import merged
     from ftbench.recipe import BASELINE
 
     registry = registry_with_warnings()
@@ -55,7 +56,7 @@ def command(
     if BASELINE in registry.algorithms:
         wanted = {BASELINE: {}, **wanted}
     recipes = [
-        _for_algorithm(recipe, name, _merge(held, options.get(name, {})), registry) for name, held in wanted.items()
+        _for_algorithm(recipe, name, merged(held, options.get(name, {})), registry) for name, held in wanted.items()
     ]
     inputs = _check_inputs(recipe)
     runs = _run_all(recipes, inputs, registry, out, fresh)
@@ -81,7 +82,7 @@ def _find_start(name: str, out: Path) -> str:
     from ftbench.results.store import find_run
 
     try:
-        return str(find_run(name, out).folder)
+        return str(find_run(name, out, ok=True).folder.resolve())
     except UsageError as error:
         raise UsageError(f"--from {name}: {error}") from error
 
@@ -134,23 +135,15 @@ def _value(text: str) -> Any:
 def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registry: "Registry") -> "Recipe":
     """Return the recipe for one algorithm, its defaults written out."""
     from ftbench.execution.starting import find_start
+    from ftbench.plugins import merged
 
     held = recipe.options if recipe.algorithm == name else {}
-    algorithm = registry.make(name, _merge(held, options))
+    algorithm = registry.make(name, merged(held, options))
     untrained = algorithm.needs == "nothing"
     values = algorithm.config.model_dump(mode="json", exclude={"learning_rate"} if untrained else None)
     changed = recipe.change(algorithm=name, options=values, start=None if untrained else recipe.start)
     find_start(changed, registry)  # what is wrong with it shows before the first run
     return changed
-
-
-def _merge(held: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Let `given` win; of a table (settings={r = 8}) only what it names."""
-    merged = {**held, **given}
-    for key, value in given.items():
-        if isinstance(value, dict) and isinstance(held.get(key), dict):
-            merged[key] = {**held[key], **value}
-    return merged
 
 
 def _check_inputs(recipe: "Recipe") -> tuple[str, str | None]:
@@ -169,14 +162,28 @@ def _check_inputs(recipe: "Recipe") -> tuple[str, str | None]:
 
 
 def _still_holds(result: "Result", inputs: tuple[str, str | None]) -> bool:
-    """Whether a result is of today's data and model, and not of a file that changed since."""
+    """Whether a result is of today's data, model, start and software, and not of what has changed since."""
+    from ftbench.execution.environment import changed_versions
+
     data, model = inputs
     return (
         result.status == "ok"
         and result.data is not None
         and result.data.digest == data
         and model in (None, result.model_digest)
+        and _same_start(result)
+        and result.environment is not None
+        and not changed_versions(result.environment.versions, result.plugin)
     )
+
+
+def _same_start(result: "Result") -> bool:
+    """Whether the run that training started from is still the same run."""
+    from ftbench.results.store import read_run
+
+    if result.start is None or result.recipe.start is None:
+        return result.recipe.start is None
+    return read_run(Path(result.recipe.start)).result.started == result.start.started
 
 
 def _run_all(

@@ -56,11 +56,17 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _needed_by_plugins() -> list[str]:
-    """What the installed plugins are built on, and the plugins themselves."""
+def changed_versions(recorded: dict[str, str], plugin: str) -> list[str]:
+    """Name what has another version now than when a run was recorded, of all that its figures hang on."""
+    names = ["ftbench", "torch", "transformers", *_needed_by_plugins(plugin)]
+    return [name for name in names if recorded.get(name) != _version(name)]
+
+
+def _needed_by_plugins(plugin: str | None = None) -> list[str]:
+    """What the installed plugins, or one of them, are built on, and the plugins themselves."""
     names = []
     for entry in entry_points(group=GROUP):
-        if entry.dist:
+        if entry.dist and plugin in (None, entry.dist.name):
             needs = [re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in entry.dist.requires or []]
             names += [entry.dist.name, *needs]
     return sorted(names)

@@ -91,7 +91,7 @@ def _work(folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **_one_device(), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
         )
 
         def end() -> None:
@@ -112,6 +112,11 @@ def _work(folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable
         finally:
             timer.cancel()
             _kill(worker)
+
+
+def _one_device() -> dict[str, str]:
+    """Show the run one card alone: a trainer of an algorithm's own would spread over all that it sees."""
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
 
 
 def _kill(worker: "subprocess.Popen[str]") -> None:

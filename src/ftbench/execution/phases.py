@@ -1,5 +1,6 @@
 """What happens in a run: data, load, adapt, train, save, reload, evaluate."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ class RunInProgress:
         self._note_data(data)
         with self._phase("load"):
             files = resolve_model(recipe.model, recipe.revision)
+            if self.start:
+                self.start.check(data, files.digest)
             facts.model_digest = files.digest
             facts.system_prompt = self.algorithm.system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
@@ -98,6 +101,7 @@ class RunInProgress:
         if self.algorithm.needs != "nothing":
             self._teach(model, chat, data)
             del model  # or two models stood in memory from here on
+            gc.collect()  # a trainer of an algorithm's own may hold on to it in a circle
             with self._phase("reload"):
                 model = self._reload(load)
         with self._phase("evaluate", len(data.evaluation)):

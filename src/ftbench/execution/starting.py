@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftbench.algorithm import Algorithm
-from ftbench.errors import UsageError
+from ftbench.data.task import TaskData, build_task
+from ftbench.errors import FtbenchError, Skip, UsageError
 from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
 from ftbench.results.result import StartFacts
-from ftbench.results.store import MODEL, Run, read_run
+from ftbench.results.store import MODEL, RESULT, Run, read_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,13 +32,57 @@ class Start:
         """What the result says of it."""
         result = self.run.result
         return StartFacts(
-            run=self.run.folder.name, algorithm=result.recipe.algorithm, recipe_digest=result.recipe_digest
+            run=self.run.folder.name,
+            algorithm=result.recipe.algorithm,
+            recipe_digest=result.recipe_digest,
+            started=result.started,
+            tokens=(result.measures.training_tokens or 0) + (self.before.facts.tokens if self.before else 0),
         )
 
     def load(self, load_base: LoadBase) -> "PreTrainedModel":
-        """Load the run's model, everything trainable; `load_base` loads the untouched one."""
+        """Load the run's model, everything trainable; `load_base` loads the untouched one.
+
+        Raises:
+            Skip: what it learnt stands beside the weights and cannot be folded into them.
+        """
+        from transformers import PreTrainedModel
+
         model = self.algorithm.load(self.run.folder / MODEL, load_from(self.before, load_base))
+        if not (isinstance(model, PreTrainedModel) and self.algorithm.packed):
+            raise Skip(
+                f"cannot start from {self.run.folder.name}: {self.run.result.recipe.algorithm} cannot be folded into "
+                "the model's weights"
+            )
         return model.requires_grad_(True)  # an adapter that was folded in leaves the weights frozen
+
+    def check(self, data: TaskData, model_digest: str) -> None:
+        """See that it changed the same base model, and never saw a prompt that is now held out.
+
+        Raises:
+            FtbenchError: it did not, or did; or its data are not what they were.
+        """
+        result = self.run.result
+        if result.model_digest != model_digest:
+            raise FtbenchError(f"cannot start from {self.run.folder.name}: the model that it changed is another now")
+        if result.data is None or result.data.digest != data.digest():
+            seen = self._trained_on() & {item.prompt for item in data.evaluation}
+            if seen:
+                raise FtbenchError(
+                    f"cannot start from {self.run.folder.name}: it was trained on {len(seen)} of the prompts that are "
+                    "held out here; train it with the same --data and evaluation_prompts"
+                )
+        if self.before:
+            self.before.check(data, model_digest)
+
+    def _trained_on(self) -> set[str]:
+        recipe, facts = self.run.result.recipe, self.run.result.data
+        then = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+        if facts is None or then.digest() != facts.digest:
+            raise FtbenchError(
+                f"cannot start from {self.run.folder.name}: its data ({recipe.data}) have changed, so that nobody "
+                "knows whether it saw what is held out here"
+            )
+        return {example.prompt for example in then.train}
 
 
 def load_from(start: Start | None, load_base: LoadBase) -> LoadBase:
@@ -49,8 +94,13 @@ def load_from(start: Start | None, load_base: LoadBase) -> LoadBase:
     return load
 
 
-def find_start(recipe: Recipe, registry: Registry) -> Start | None:
+def find_start(recipe: Recipe, registry: Registry, beside: Path | None = None) -> Start | None:
     """Read the run that the recipe starts from, if any, and what that one started from.
+
+    Args:
+        recipe: of the run that starts there.
+        registry: to read the model with.
+        beside: the folder of runs to look in where the path no longer leads anywhere: runs may be moved together.
 
     Raises:
         UsageError: it did not end well, trained nothing, changed another model, or its algorithm is not installed.
@@ -58,8 +108,11 @@ def find_start(recipe: Recipe, registry: Registry) -> Start | None:
     """
     if recipe.start is None:
         return None
-    run = read_run(Path(recipe.start))
-    result, where = run.result, f"cannot start from {recipe.start}"
+    path = Path(recipe.start)
+    if beside and not (path / RESULT).is_file():
+        path = beside / path.name
+    run = read_run(path)
+    result, where = run.result, f"cannot start from {path.name}"
     if result.status != "ok":
         raise UsageError(f"{where}: that run is {result.status}; choose one that is ok")
     if not (run.folder / MODEL).is_dir():
@@ -67,4 +120,4 @@ def find_start(recipe: Recipe, registry: Registry) -> Start | None:
     if (result.recipe.model, result.recipe.revision) != (recipe.model, recipe.revision):
         raise UsageError(f"{where}: it changed the model {result.recipe.model}; add --model {result.recipe.model}")
     algorithm = registry.make(result.recipe.algorithm, result.recipe.options)
-    return Start(run, algorithm, find_start(result.recipe, registry))
+    return Start(run, algorithm, find_start(result.recipe, registry, run.folder.parent))

@@ -45,6 +45,8 @@ class StartFacts(BaseModel):
     run: str
     algorithm: str
     recipe_digest: str
+    started: str
+    tokens: int = Field(description="real tokens that it was trained on, those of its own start included")
 
 
 class Measures(BaseModel):

@@ -137,8 +137,13 @@ def read_runs(out: Path) -> tuple[list[Run], list[str]]:
     return runs, warnings
 
 
-def find_run(name: str, out: Path) -> Run:
+def find_run(name: str, out: Path, *, ok: bool = False) -> Run:
     """Find a run by its folder, or by the beginning of its name inside `out` (the newest, where several fit).
+
+    Args:
+        name: of the folder or of the algorithm.
+        out: the folder of runs.
+        ok: whether only runs that ended well are looked for, unless a folder is named.
 
     Raises:
         UsageError: there is none.
@@ -148,7 +153,9 @@ def find_run(name: str, out: Path) -> Run:
     if (out / name / RESULT).is_file():
         return read_run(out / name)
     runs, _ = read_runs(out)
-    fitting = [run for run in runs if run.folder.name.startswith(name)]
+    if ok:
+        runs = [run for run in runs if run.result.status == "ok"]
+    fitting = [run for run in runs if run.folder.name.startswith(name.replace(":", "-"))]
     if not fitting:
         raise UsageError(f"no run '{name}' in {out}; {nearest(name, _names(runs))}")
     return fitting[-1]
@@ -156,7 +163,7 @@ def find_run(name: str, out: Path) -> Run:
 
 def _names(runs: list[Run]) -> set[str]:
     """What runs may be called: by their folder, or by how its name begins."""
-    return {name for run in runs for name in (run.folder.name, run.folder.name.partition("-s")[0])}
+    return {name for run in runs for name in (run.folder.name, run.result.recipe.algorithm)}
 
 
 def _sweep(out: Path) -> None:

@@ -117,7 +117,7 @@ def _row(run: Run) -> Row:
         "algorithm": result.recipe.algorithm,
         "seed": result.recipe.seed,
         "options": ", ".join(f"{key}={value}" for key, value in result.recipe.options.items()),
-        "start": result.start.run if result.start else None,
+        "start": f"{result.start.run} ({result.start.tokens:,} tokens)" if result.start else None,
         "status": result.status,
         "reason": result.reason,
         "adherence": measures.adherence.model_dump() if measures.adherence else None,

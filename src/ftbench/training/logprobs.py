@@ -172,10 +172,11 @@ def _padded_logits(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids, device=device)
         mask[row, : len(sequence.ids)] = 1
-    # A model may put vectors of its own before each row: what belongs to the tokens stands last.
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, -width:]
+    # Counted from the end, for a model may put vectors of its own before each row.
+    first = min(sequence.prompt_length for sequence in sequences) - 1
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width - first).logits[:, -(width - first) :]
     spans = [(row, s.prompt_length, len(s.ids)) for row, s in enumerate(sequences)]
     return (
-        torch.cat([logits[row, begin - 1 : end - 1] for row, begin, end in spans]),
+        torch.cat([logits[row, begin - 1 - first : end - 1 - first] for row, begin, end in spans]),
         torch.cat([ids[row, begin:end] for row, begin, end in spans]),
     )

@@ -28,9 +28,8 @@ def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan
 
     start = perf_counter()
     limit = None if plan.seconds is None else TIME_SHARE * plan.seconds
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # from here on: in a ratio to the reference it would be noise
+    _drop_nothing(model)
+    model.eval()
     used = list(dict.fromkeys(example for step in plan.steps for example in step.examples))
     scored: dict[EncodedExample, EncodedExample] = {}
     with torch.inference_mode():
@@ -45,6 +44,17 @@ def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan
         examples = tuple(example for example in examples if example.reference is not None)
     left = None if plan.seconds is None else max(0.0, plan.seconds - (perf_counter() - start))
     return replace(plan, examples=examples, seconds=left)
+
+
+def _drop_nothing(model: "PreTrainedModel") -> None:
+    """Switch dropout off for good: in a ratio to the reference it would be noise."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and its kin hand it to the kernel
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _batches(examples: Sequence[EncodedExample], tokens: int) -> list[list[EncodedExample]]:

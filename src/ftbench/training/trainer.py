@@ -34,6 +34,14 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a stage took: real tokens and seconds."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class OptimiserSettings:
     """AdamW (Loshchilov and Hutter 2019) with warm-up and cosine decay; all but the learning rate are the recipe's."""
 
@@ -77,10 +85,10 @@ class Training:
         if self.start is not None or share == 0:
             return self
         first, rest = self.split(share)
-        supervised = first.demonstrations("supervised")
-        supervised.run(CompletionLogProbs.nll, learning_rate)
-        spent = sum(step.tokens for step in supervised.plan.steps)  # a little more than its share: steps are whole
-        return replace(rest, plan=replace(rest.plan, tokens=max(1, self.plan.tokens - spent)))
+        spent = first.demonstrations("supervised").run(CompletionLogProbs.nll, learning_rate)
+        tokens = max(1, self.plan.tokens - spent.tokens)
+        seconds = None if self.plan.seconds is None else max(0.0, self.plan.seconds - spent.seconds)
+        return replace(rest, plan=replace(rest.plan, tokens=tokens, seconds=seconds))
 
     def with_reference(self) -> "Training":
         """Take the model as it stands for the reference: score all planned examples now, once."""
@@ -120,13 +128,16 @@ class Training:
 
     def run(
         self, loss: Loss, learning_rate: float | None = None, after_step: Callable[[int], None] | None = None
-    ) -> None:
+    ) -> Spent:
         """Train with the shared loop.
 
         Args:
             loss: the micro-batch's part of the effective batch's loss: see `CompletionLogProbs`.
             learning_rate: the highest of the stage; by default the algorithm's.
             after_step: called with the number of steps done, after the optimiser's step and before gradients are gone.
+
+        Returns:
+            What it took, which is a little more than planned: every step is whole.
 
         Raises:
             FtbenchError: the loss is no longer finite, or nothing is trainable.
@@ -141,7 +152,7 @@ class Training:
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
         optimiser = torch.optim.AdamW(parameters, lr=highest, weight_decay=self.settings.weight_decay, fused=True)
         self.model.train()
-        start = perf_counter()
+        start, tokens = perf_counter(), 0
         for index, step in enumerate(self.plan.steps):
             seconds = perf_counter() - start
             if self.plan.seconds is not None and index and seconds >= self.plan.seconds:
@@ -161,7 +172,9 @@ class Training:
                 after_step(index + 1)
             optimiser.zero_grad()
             self.note(index, total, norm, rate)
+            tokens += step.tokens
         self.model.eval()
+        return Spent(tokens, perf_counter() - start)
 
     def _check(self, step: int, loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):

@@ -26,6 +26,17 @@ class Peft(ftbench.Algorithm):
 
     _packed = True
 
+    def __init__(self, config: ftbench.AlgorithmConfig) -> None:
+        from ftbench_peft.methods import check_settings
+
+        super().__init__(config)
+        check_settings(self.config.method, self.config.settings)
+
+    @property
+    def is_adapter(self) -> bool:
+        """AdaLoRA has a loss and a schedule of its own; all others only say what is trainable."""
+        return str(self.config.method) != "ADALORA"
+
     @property
     def packed(self) -> bool:
         """Methods that put vectors before each row, or mix a row's tokens, need a row for each sequence."""
@@ -60,7 +71,7 @@ class Peft(ftbench.Algorithm):
         """Read the adapter; fold it into the base model's weights where the method can."""
         from ftbench_peft.methods import read
 
-        model, self._packed = read(folder, load_base(None))
+        model, self._packed = read(folder, lambda: load_base(None))
         return model
 
 

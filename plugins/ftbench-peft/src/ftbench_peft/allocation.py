@@ -24,6 +24,8 @@ def follow(training: ftbench.Training, loss: Loss) -> tuple[Loss, Callable[[int]
     config = model.peft_config[model.active_adapter]
     if kind_of(config) != "ADALORA":
         return loss, inner.update_and_allocate
+    if training.plan.seconds is not None:
+        raise ftbench.Skip("AdaLoRA prunes by a schedule of steps, and under a time limit nobody knows their number")
     steps = len(training.plan.steps)
     config.total_step, config.tinit, config.tfinal = steps, round(WARM_UP * steps), round(FINAL * steps)
 

@@ -3,8 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,16 @@ if TYPE_CHECKING:
 _MIXING = {"LILY": "its router averages over all tokens of a forward pass, so that a reply hangs on the batch it is in"}
 """Types that cannot be measured in batches, and why."""
 
-_OF_ONE_MODEL = ("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
-"""What an adapter_config.json says of the model that it was made for."""
+_OF_ONE_FILE = (
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+)
+"""What an adapter_config.json says of itself and of the model that it was made for."""
 
 
 def find_method(text: str) -> tuple[str, dict[str, Any]]:
@@ -34,16 +41,35 @@ def find_method(text: str) -> tuple[str, dict[str, Any]]:
     if text.endswith(".json") or "/" in text:
         return _read_file(Path(text))
     name = text.lower().replace("-", "_")
-    presets = tomllib.loads((files("ftbench_peft") / "presets.toml").read_text("utf-8"))
+    presets = _presets()
     if name in presets:
         return name, {"settings": {}, **presets[name]}
     types = _types()
     if name.upper() in types:
         return name, {"method": name.upper(), "settings": {}}
-    known = sorted({*presets, *(kind.lower() for kind in types)})
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "known: " + ", ".join(known)
-    raise ftbench.UsageError(f"peft has no method '{text}'; {hint}")
+    known = {*presets, *(kind.lower() for kind in types)}
+    raise ftbench.UsageError(f"peft has no method '{text}'; {ftbench.nearest(name, known)}")
+
+
+def check_settings(method: str, settings: dict[str, Any]) -> None:
+    """See that peft has the type, and the type each setting.
+
+    Raises:
+        UsageError: it has not; the nearest is named.
+    """
+    if any(preset["method"] == method and preset.get("settings", {}) == settings for preset in _presets().values()):
+        return  # known without importing peft, which takes seconds
+    types = _types()
+    if method not in types:
+        raise ftbench.UsageError(f"peft has no type '{method}'; {ftbench.nearest(method, types)}")
+    fields = types[method].__dataclass_fields__
+    for setting in settings:
+        if setting not in fields:
+            raise ftbench.UsageError(f"peft's {method} has no setting '{setting}'; {ftbench.nearest(setting, fields)}")
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((files("ftbench_peft") / "presets.toml").read_text("utf-8"))
 
 
 def _types() -> "dict[str, type[PeftConfig]]":
@@ -70,13 +96,13 @@ def _read_file(path: Path) -> tuple[str, dict[str, Any]]:
         raise ftbench.UsageError(f"{path} is not JSON: {error}") from error
     method = values.get("peft_type") if isinstance(values, dict) else None
     types = _types()
-    if method not in types:
+    if not isinstance(method, str) or method not in types:
         raise ftbench.UsageError(f"{path}: its peft_type is {method!r}; peft has {', '.join(sorted(types))}")
     fields = types[method].__dataclass_fields__
     settings = {
         key: value
         for key, value in values.items()
-        if key in fields and key not in _OF_ONE_MODEL and value is not None and value != fields[key].default
+        if key in fields and key not in _OF_ONE_FILE and value is not None and value != fields[key].default
     }
     settings = {key: value for key, value in settings.items() if value not in ({}, [])}
     stem = path.parent.resolve().name if path.name == "adapter_config.json" else path.stem
@@ -90,14 +116,11 @@ def wrap(
 
     Raises:
         Skip: peft cannot, or the wrapped model cannot run as plain language model; with peft's reason.
-        UsageError: peft has no such type.
     """
     import torch
     from peft import get_peft_model
 
     types = _types()
-    if method not in types:
-        raise ftbench.UsageError(f"peft has no type '{method}'; it has {', '.join(sorted(types))}")
     if method in _MIXING:
         raise ftbench.Skip(f"{method} cannot be measured: {_MIXING[method]}")
     ids = torch.tensor([list(calibration[0][:16]) if calibration else [0, 1, 2]], device=model.device)
@@ -138,16 +161,16 @@ def kind_of(config: "PeftConfig") -> str:
     return str(getattr(config.peft_type, "value", config.peft_type))
 
 
-def read(folder: Path, base: "PreTrainedModel") -> "tuple[PreTrainedModel, bool]":
+def read(folder: Path, load_base: "Callable[[], PreTrainedModel]") -> "tuple[PreTrainedModel, bool]":
     """Read an adapter onto its base model; also return whether packed sequences stay apart."""
     from peft import PeftModel
 
-    model: Any = PeftModel.from_pretrained(base, str(folder))
+    model: Any = PeftModel.from_pretrained(load_base(), str(folder))
     apart = _stays_apart(model.peft_config["default"])
     if not hasattr(model.base_model, "merge_and_unload"):
         return model, apart
     try:
         return model.merge_and_unload(), apart
     except (NotImplementedError, ValueError, RuntimeError):
-        # Some find half-way that they cannot: start again
-        return PeftModel.from_pretrained(model.unload(), str(folder)), apart  # type: ignore[return-value]
+        del model  # some find half-way that they cannot: start again
+        return PeftModel.from_pretrained(load_base(), str(folder)), apart  # type: ignore[return-value]

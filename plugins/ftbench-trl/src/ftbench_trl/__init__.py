@@ -4,7 +4,7 @@ Equal terms with every other algorithm: the same tokens in the same order, effec
 else is TRL's: bfloat16 autocast, activation checkpointing, padding, its loss kernels, and its learning rates.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -69,7 +69,10 @@ class TrlDpo(_Trl):
 
         learning_rate: float = 1e-6
         beta: float = Field(0.1, gt=0)
-        loss_type: str = "sigmoid"
+        loss_type: Literal[
+            "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+            "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+        ] = "sigmoid"  # fmt: skip
 
 
 class TrlOrpo(_Trl):

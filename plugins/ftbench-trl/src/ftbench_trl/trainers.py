@@ -61,18 +61,24 @@ def train(name: str, training: ftbench.Training, options: dict[str, Any]) -> Non
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     datasets.disable_progress_bars()
+    start = perf_counter()
     rows = _rows(training)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(name, training, rows, {**options, "output_dir": folder})
-        trainer.add_callback(_watch(trainer, training))
+        trainer = make_trainer(name, training, rows, {**options, "output_dir": folder}, start)
+        trainer.add_callback(_watch(trainer, training, start))
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.train()
     _restore(trainer, training.model)
 
 
-def make_trainer(name: str, training: ftbench.Training, rows: Sequence[Row], options: dict[str, Any]) -> Any:
-    """Make one of TRL's trainers over rows of tokens (`prompt_ids`, `chosen_ids`, `rejected_ids`)."""
+def make_trainer(
+    name: str, training: ftbench.Training, rows: Sequence[Row], options: dict[str, Any], start: float
+) -> Any:
+    """Make one of TRL's trainers over rows of tokens (`prompt_ids`, `chosen_ids`, `rejected_ids`).
+
+    The learning rate follows the time since `start` (seconds) where there is a time limit.
+    """
     import torch
     from datasets import Dataset
 
@@ -100,7 +106,6 @@ def make_trainer(name: str, training: ftbench.Training, rows: Sequence[Row], opt
     }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    start = perf_counter()
     last = len(training.plan.steps) - 1
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: training.rate(min(step, last), perf_counter() - start)
@@ -191,11 +196,9 @@ def _tokenised(row: Row, model: Any = None) -> Row:
     return result
 
 
-def _watch(trainer: Any, training: ftbench.Training) -> "TrainerCallback":
+def _watch(trainer: Any, training: ftbench.Training, start: float) -> "TrainerCallback":
     """Report each of the trainer's steps, and end it at the time limit."""
     from transformers import TrainerCallback
-
-    start = perf_counter()
 
     class Watch(TrainerCallback):
         rate = 0.0
@@ -213,10 +216,15 @@ def _watch(trainer: Any, training: ftbench.Training) -> "TrainerCallback":
     return Watch()
 
 
-def _restore(trainer: Any, model: "PreTrainedModel") -> None:
-    """Take off what the trainer put onto the model: autocast, its own forward, checkpointing, hooks."""
+def _restore(trainer: Any, model: Any) -> None:
+    """Take off what the trainer put onto the model: autocast, its own forward, checkpointing, hooks, a reference."""
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    model.__dict__.pop("forward", None)
+    trainer.accelerator.free_memory()
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    for patched in (model, inner):
+        patched.__dict__.pop("forward", None)
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")  # DPOTrainer's copy of the adapter
     model.activation_checkpointing_disable()
     model.disable_input_require_grads()
     model.config.use_cache = True
