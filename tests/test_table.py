@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ftbench.cli import main
 from ftbench.cli.run import _still_holds
 from ftbench.errors import UsageError
 from ftbench.evaluation.statistics import Measured
+from ftbench.results.result import Result
 from ftbench.results.store import RESULT, Run, read_runs
 from ftbench.results.table import FORMATS, build_groups, render
 from made_results import DATA, HARDWARE, JUDGE, make_run, store
@@ -299,10 +301,27 @@ def test_folders_of_two_places_make_one_table(tmp_path: Path, capsys: pytest.Cap
     assert [row["algorithm"] for row in json.loads(capsys.readouterr().out)] == ["dpo", "lora"]
 
 
+def with_versions(run: Run, **changed: str) -> Result:
+    """The run's result as if it were made with what is installed here, but for what is given."""
+    versions = {name: version(name) for name in ("ftbench", "torch", "transformers", "ftbench-lora", "peft")}
+    environment = HARDWARE.model_copy(update={"versions": {**versions, **changed}})
+    return run.result.model_copy(update={"environment": environment, "plugin": "ftbench-lora"})
+
+
 def test_a_run_of_data_or_a_model_that_changed_since_does_not_hold() -> None:
-    result = make_run("lora").result
+    result = with_versions(make_run("lora"))
     assert _still_holds(result, (DATA.digest, None))
     assert _still_holds(result, (DATA.digest, "f" * 64))
     assert not _still_holds(result, ("0" * 64, "f" * 64))
     assert not _still_holds(result, (DATA.digest, "0" * 64))
-    assert not _still_holds(make_run("lora", status="failed", reason="x").result, (DATA.digest, None))
+    failed = with_versions(make_run("lora", status="failed", reason="x"))
+    assert not _still_holds(failed, (DATA.digest, None))
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers", "ftbench-lora", "peft"])
+def test_a_run_made_with_other_software_does_not_hold(name: str) -> None:
+    assert not _still_holds(with_versions(make_run("lora"), **{name: "0.0.1"}), (DATA.digest, None))
+
+
+def test_what_its_plugin_is_not_built_on_may_change() -> None:
+    assert _still_holds(with_versions(make_run("lora"), trl="0.0.1"), (DATA.digest, None))
