@@ -20,7 +20,7 @@ class Orpo(ftbench.Algorithm):
         """`weight` is the paper's lambda."""
 
         adapter: str = "lora"
-        learning_rate: float = 1e-3
+        learning_rate: float = 2e-3
         full_learning_rate = 1.5e-4
         weight: float = Field(0.1, ge=0)
 
