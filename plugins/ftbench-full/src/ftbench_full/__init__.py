@@ -9,9 +9,9 @@ class Full(ftbench.Algorithm):
     name = "full"
 
     class Config(ftbench.AlgorithmConfig):
-        """A seventh of LoRA's learning rate."""
+        """A fifth of LoRA's learning rate."""
 
-        learning_rate: float = 1.5e-4
+        learning_rate: float = 2e-4
 
 
 @ftbench.hookimpl

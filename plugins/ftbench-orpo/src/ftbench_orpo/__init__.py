@@ -21,7 +21,7 @@ class Orpo(ftbench.Algorithm):
 
         adapter: str = "lora"
         learning_rate: float = 2e-3
-        full_learning_rate = 1.5e-4
+        full_learning_rate = 2e-4
         weight: float = Field(0.1, ge=0)
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
