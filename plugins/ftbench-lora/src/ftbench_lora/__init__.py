@@ -23,7 +23,7 @@ class Lora(ftbench.Algorithm):
         learning_rate: float = 1e-3
         rank: int = Field(16, ge=1)
         alpha: float = Field(32, gt=0)
-        dropout: float = Field(0.05, ge=0, lt=1)
+        dropout: float = Field(0.0, ge=0, lt=1)
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
         """Freeze the model and put adapters beside every linear layer but the output layer."""
