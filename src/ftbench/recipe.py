@@ -33,7 +33,7 @@ class Recipe(BaseModel):
     memory_budget: int | None = Field(None, ge=1, le=2**60, description="bytes that training may add; none is no limit")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     start: str | None = Field(None, description="folder of the run whose model training starts from")
-    tokens: int = Field(44_000, ge=1, description="real tokens to train on")
+    tokens: int = Field(60_000, ge=1, description="real tokens to train on")
     training_seconds: float | None = Field(None, gt=0, description="end training here even if tokens are left")
     effective_batch_size: int = Field(4, ge=1, description="prompts per optimiser step")
     micro_batch_tokens: int = Field(1024, ge=1, description="real tokens per forward pass")
