@@ -43,7 +43,9 @@ def main() -> None:
     name, trials, every = given.pop("algorithm"), given.pop("trials") or [""], given.pop("every")
     recipe = read_recipe(given.pop("recipe")).change(**{key: v for key, v in given.items() if v is not None})
     data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
-    judge = train_judge(data.on_topic, data.ordinary, data.held_out_on_topic, data.held_out_ordinary, 64)
+    judge = train_judge(
+        data.on_topic, data.ordinary, data.held_out_on_topic, data.held_out_ordinary, recipe.max_new_tokens
+    )
     for trial in trials:
         options = tomllib.loads("\n".join(part for part in trial.split(";") if part))
         print(f"{name} {trial}", flush=True)
@@ -76,7 +78,9 @@ def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, jud
     def measure() -> None:
         was_training = model.training
         model.eval()
-        replies = [r.text for r in generate_replies(model, chat, prompts, 64, 32, _ignore, padded=algorithm.packed)]
+        length, size = recipe.max_new_tokens, recipe.evaluation_batch_size
+        made = generate_replies(model, chat, prompts, length, size, _ignore, padded=algorithm.packed)
+        replies = [reply.text for reply in made]
         model.train(was_training)
         on_topic = sum(judge.is_on_topic(score) for score in judge.scores(replies)) / len(replies)
         print(f"  {done:7,} tokens  adherence {on_topic:.2f}  distinct {distinct(replies).mean:.2f}  {spent:4.0f} s")

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ftbench.errors import FtbenchError
 from ftbench.training.encoding import EncodedExample, TokenSequence
 from ftbench.training.logprobs import completion_logprobs, sequence_logprobs
-from tiny import VOCABULARY, draw_sequence, load
+from tiny import VOCABULARY, draw_sequence, drop_nothing, load
 
 CPU = torch.device("cpu")
 
@@ -96,12 +96,7 @@ def test_inference_mode_changes_no_logprob(model: PreTrainedModel) -> None:
 def test_gradients_equal_those_of_transformers_own_labels_loss(model: PreTrainedModel, seed: int) -> None:
     batch = random_batch(seed)
     model.train()  # as in training; without dropout, or the two passes would draw differently
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for name in ("attn_pdrop", "attention_dropout"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
+    drop_nothing(model)
     tokens = sum(sequence.completion_length for sequence in batch)
     loss = -sequence_logprobs(model, batch).sum() / tokens
     loss.backward()

@@ -23,6 +23,16 @@ def load(folder: Path) -> PreTrainedModel:
     return load_model(folder, torch.device("cpu"))
 
 
+def drop_nothing(model: PreTrainedModel) -> None:
+    """Switch dropout off, or two passes in training mode would draw differently."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name in ("attn_pdrop", "attention_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+
+
 def logits(model: PreTrainedModel) -> Tensor:
     """Logits of forty fixed tokens, `[1, 40, vocabulary]`."""
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from ftbench_dpo import Dpo
 from ftbench_full import Full
 from ftbench_orpo import Orpo
 from ftbench_trl import TrlDpo, TrlOrpo, TrlSft, trainers
-from tiny import draw_pairs, load, logits, make_training, train
+from tiny import draw_pairs, drop_nothing, load, logits, make_training, train
 
 BATCHES = range(20)
 PLAIN = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 8}
@@ -31,12 +31,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in loaded.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    for module in loaded.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for name in ("attn_pdrop", "attention_dropout"):
-        if hasattr(loaded.config, name):
-            setattr(loaded.config, name, 0.0)
+    drop_nothing(loaded)
     return loaded
 
 

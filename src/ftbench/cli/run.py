@@ -198,6 +198,8 @@ def _run_all(
     if out.is_dir() and not fresh:
         found, warnings = read_runs(out)
         warn(warnings)
+        wanted = {recipe.digest() for recipe in recipes}  # what is asked of a run costs more than reading it
+        found = [run for run in found if run.result.recipe_digest in wanted]
         finished = {run.result.recipe_digest: run for run in found if _still_holds(run.result, inputs)}
     runs: list[Run] = []
     baseline: Run | None = None
