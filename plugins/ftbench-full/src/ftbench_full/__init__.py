@@ -11,7 +11,7 @@ class Full(ftbench.Algorithm):
     class Config(ftbench.AlgorithmConfig):
         """A fifth of LoRA's learning rate."""
 
-        learning_rate: float = 2e-4
+        learning_rate: float = 1.5e-4
 
 
 @ftbench.hookimpl
