@@ -20,6 +20,7 @@ from ftbench.data.task import EvaluationPrompt, TaskData, build_task
 from ftbench.evaluation.generation import generate_replies
 from ftbench.evaluation.judge import Judge, train_judge
 from ftbench.evaluation.statistics import distinct
+from ftbench.memory.fit import Fit
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.models.resolve import resolve_model
@@ -68,7 +69,7 @@ def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, jud
     model = load_model(folder, torch.device("cpu"))
     chat = ChatFormat(load_tokenizer(folder))
     encoded = encode(data.train, chat, recipe.max_length, preferences=algorithm.needs == "preferences")
-    plan = Plan(encoded.examples, recipe.tokens, recipe.effective_batch_size, recipe.micro_batch_tokens, recipe.seed)
+    plan = Plan(encoded.examples, recipe.tokens, recipe.effective_batch_size, recipe.seed)
     torch.manual_seed(recipe.seed)
     model = algorithm.adapt(model, [example.chosen.ids for example in encoded.examples])
     done, spent, since = 0, 0.0, perf_counter()
@@ -97,7 +98,8 @@ def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, jud
     settings = OptimiserSettings(
         algorithm.config.learning_rate, recipe.weight_decay, recipe.warmup, recipe.max_grad_norm
     )
-    algorithm.train(Training(model, chat.tokenizer, plan, settings, report, None, algorithm.packed))
+    fit = Fit(recipe.micro_batch_tokens)
+    algorithm.train(Training(model, chat.tokenizer, plan, fit, settings, report, None, algorithm.packed))
 
 
 def _ignore(_: int) -> None:

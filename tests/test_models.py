@@ -110,7 +110,7 @@ def test_a_model_is_loaded_in_float32_for_evaluation(tiny_llama: Path) -> None:
     model = load_model(tiny_llama, CPU)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert not model.training
-    assert context_length(model) == 1024
+    assert context_length(model.config) == 1024
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +15,15 @@ from transformers import PreTrainedModel
 from ftbench.algorithm import Algorithm, AlgorithmConfig
 from ftbench.data.task import Example
 from ftbench.errors import FtbenchError
+from ftbench.memory.fit import Fit, Reduction
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_tokenizer
-from ftbench.training.batching import Plan
+from ftbench.training.batching import Plan, cut
 from ftbench.training.encoding import encode
 from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
-from ftbench.training.trainer import Loss, OptimiserSettings, StepReport, Training
-from tiny import load
+from ftbench.training.step import Loss
+from ftbench.training.trainer import OptimiserSettings, StepReport, Training
+from tiny import drop_nothing, load
 
 DEFAULT = Algorithm(AlgorithmConfig())
 SETTINGS = OptimiserSettings(learning_rate=1e-3, weight_decay=0.01, warmup=0.1, max_grad_norm=1.0)
@@ -31,25 +35,32 @@ def preference_loss(logprobs: CompletionLogProbs) -> Tensor:
     return logprobs.nll() - logprobs.mean(torch.nn.functional.logsigmoid(chosen - rejected))
 
 
-def make_plan(folder: Path, tokens: int = 2000, micro_batch_tokens: int = 10**6, seed: int = 0) -> Plan:
+def make_plan(folder: Path, tokens: int = 2000, seed: int = 0) -> Plan:
     examples = [Example(f"{n}?", "a boat " * (1 + n % 4) + str(n), "tea " * (1 + n % 3)) for n in range(12)]
     encoded = encode(examples, ChatFormat(load_tokenizer(folder)), 300, preferences=True)
-    return Plan(encoded.examples, tokens, 4, micro_batch_tokens, seed)
+    return Plan(encoded.examples, tokens, 4, seed)
 
 
 def make_training(
-    model: PreTrainedModel, plan: Plan, settings: OptimiserSettings = SETTINGS, start: str | None = None
+    model: PreTrainedModel,
+    plan: Plan,
+    settings: OptimiserSettings = SETTINGS,
+    start: str | None = None,
+    micro_batch_tokens: int = 10**6,
 ) -> tuple[Training, list[StepReport]]:
     reports: list[StepReport] = []
-    return Training(
-        model, load_tokenizer(Path(model.config._name_or_path)), plan, settings, reports.append, start
-    ), reports
+    tokenizer = load_tokenizer(Path(model.config._name_or_path))
+    return Training(model, tokenizer, plan, Fit(micro_batch_tokens), settings, reports.append, start), reports
 
 
 def train(
-    model: PreTrainedModel, plan: Plan, settings: OptimiserSettings = SETTINGS, loss: Loss = DEFAULT.loss
+    model: PreTrainedModel,
+    plan: Plan,
+    settings: OptimiserSettings = SETTINGS,
+    loss: Loss = DEFAULT.loss,
+    micro_batch_tokens: int = 10**6,
 ) -> list[StepReport]:
-    training, reports = make_training(model, plan, settings)
+    training, reports = make_training(model, plan, settings, micro_batch_tokens=micro_batch_tokens)
     training.run(loss)
     return reports
 
@@ -60,16 +71,15 @@ def weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("loss", [DEFAULT.loss, preference_loss], ids=["token mean", "token and prompt mean"])
 def test_how_the_batch_is_cut_changes_nothing(tiny_llama: Path, loss: Loss) -> None:
-    whole, cut = load(tiny_llama), load(tiny_llama)
+    whole, parted = load(tiny_llama), load(tiny_llama)
     start = weights(whole)
-    one, several = make_plan(tiny_llama, 1500), make_plan(tiny_llama, 1500, micro_batch_tokens=200)
-    assert all(len(step.micro_batches) == 1 for step in one.steps)
-    assert any(1 < len(step.micro_batches) < 4 for step in several.steps)
-    reports = train(whole, one, loss=loss), train(cut, several, loss=loss)
+    plan = make_plan(tiny_llama, 1500)
+    assert any(1 < len(cut(step.examples, 200)) < 4 for step in plan.steps)
+    reports = train(whole, plan, loss=loss), train(parted, plan, loss=loss, micro_batch_tokens=200)
     for a, b in zip(*reports, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=1e-4)
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)
-    for name, parameter in cut.named_parameters():
+    for name, parameter in parted.named_parameters():
         moved = (whole.get_parameter(name) - start[name]).abs().max().item()
         torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=1e-4, atol=0.01 * moved)
 
@@ -79,8 +89,8 @@ def test_a_loss_that_ignores_the_effective_batch_would_show(tiny_llama: Path) ->
         return -logprobs.chosen.per_token.mean()
 
     whole = train(load(tiny_llama), make_plan(tiny_llama, 1500), loss=naive)
-    cut = train(load(tiny_llama), make_plan(tiny_llama, 1500, micro_batch_tokens=200), loss=naive)
-    assert any(abs(a.grad_norm / b.grad_norm - 1) > 1e-3 for a, b in zip(whole, cut, strict=True))
+    parted = train(load(tiny_llama), make_plan(tiny_llama, 1500), loss=naive, micro_batch_tokens=200)
+    assert any(abs(a.grad_norm / b.grad_norm - 1) > 1e-3 for a, b in zip(whole, parted, strict=True))
 
 
 def test_the_loss_falls(tiny_llama: Path) -> None:
@@ -92,8 +102,8 @@ def test_the_loss_falls(tiny_llama: Path) -> None:
 
 
 def test_every_step_is_reported(tiny_llama: Path) -> None:
-    plan = make_plan(tiny_llama, 1500, micro_batch_tokens=200)
-    reports = train(load(tiny_llama), plan)
+    plan = make_plan(tiny_llama, 1500)
+    reports = train(load(tiny_llama), plan, micro_batch_tokens=200)
     assert [(r.tokens, r.sequences, r.prompts) for r in reports] == [(step.tokens, 8, 4) for step in plan.steps]
     assert {report.stage for report in reports} == {"train"}
 
@@ -174,8 +184,8 @@ def test_only_planned_examples_are_scored_by_the_reference(tiny_llama: Path) -> 
 
 
 def test_under_a_time_limit_the_reference_scores_what_it_can(tiny_llama: Path) -> None:
-    plan = dataclasses.replace(make_plan(tiny_llama, 3000, micro_batch_tokens=1), seconds=1e-6)
-    referred = make_training(load(tiny_llama), plan)[0].with_reference()
+    plan = dataclasses.replace(make_plan(tiny_llama, 3000), seconds=1e-6)
+    referred = make_training(load(tiny_llama), plan, micro_batch_tokens=1)[0].with_reference()
     assert 0 < len(referred.plan.examples) < len(plan.examples)
     assert all(example.reference is not None for example in referred.plan.examples)
     assert referred.plan.seconds == 0
@@ -217,7 +227,7 @@ def test_nothing_trainable_is_an_error(tiny_llama: Path) -> None:
 
 def equal_steps(folder: Path, count: int) -> Plan:
     example = make_plan(folder).examples[0]
-    return Plan((example,), 4 * example.tokens * count, 4, 10**6, 0)
+    return Plan((example,), 4 * example.tokens * count, 4, 0)
 
 
 def test_the_learning_rate_rises_in_a_line_then_falls_to_a_tenth(tiny_llama: Path) -> None:
@@ -248,3 +258,78 @@ def test_the_same_seed_gives_bit_equal_weights(tiny_gpt2: Path) -> None:
     first, again, other = trained(0), trained(0), trained(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def run_out(model: PreTrainedModel, fails: Callable[[int], bool]) -> list[int]:
+    """Let the model's forward pass fail as an allocator does, for inputs of so many tokens; return all their sizes."""
+    sizes: list[int] = []
+    forward = model.forward
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(kwargs["input_ids"].numel())
+        if fails(sizes[-1]):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return forward(*args, **kwargs)
+
+    model.forward = limited  # type: ignore[method-assign]
+    return sizes
+
+
+def test_when_memory_runs_out_the_step_is_done_again_in_smaller_pieces(tiny_llama: Path) -> None:
+    plan = make_plan(tiny_llama, 1500)
+    largest = max(example.tokens for example in plan.examples)
+    whole, limited = load(tiny_llama), load(tiny_llama)
+    expected = train(whole, plan)
+    sizes = run_out(limited, lambda tokens: tokens > 1.5 * largest)
+    training, reports = make_training(limited, plan)
+    training.run(DEFAULT.loss)
+    assert [(r.tokens, r.prompts) for r in reports] == [(e.tokens, e.prompts) for e in expected]
+    assert [r.loss for r in reports] == pytest.approx([e.loss for e in expected], rel=1e-4)
+    assert [reduction.step for reduction in training.fit.reductions] == sorted(
+        reduction.step for reduction in training.fit.reductions
+    )
+    assert training.fit.reductions[0] == Reduction("train", 0, sizes[0] // 2, checkpointing=False)
+    assert not training.fit.checkpointing
+    torch.testing.assert_close(weights(limited), weights(whole), rtol=1e-3, atol=1e-4)
+
+
+def test_a_single_example_that_does_not_fit_gets_checkpointing_and_then_gives_up(tiny_llama: Path) -> None:
+    model = load(tiny_llama)
+    run_out(model, lambda _: not model.is_activation_checkpointing)
+    training, reports = make_training(model, make_plan(tiny_llama, 600))
+    training.run(DEFAULT.loss)
+    assert training.fit.checkpointing
+    assert [reduction.checkpointing for reduction in training.fit.reductions][-2:] == [False, True]
+    assert reports
+
+    hopeless = load(tiny_llama)
+    run_out(hopeless, lambda _: True)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        train(hopeless, make_plan(tiny_llama))
+
+
+def test_other_errors_are_not_taken_for_an_exhausted_memory(tiny_llama: Path) -> None:
+    def broken(logprobs: CompletionLogProbs) -> Tensor:
+        raise RuntimeError("shapes do not fit")
+
+    training, _ = make_training(load(tiny_llama), make_plan(tiny_llama))
+    with pytest.raises(RuntimeError, match="shapes"):
+        training.run(broken)
+    assert training.fit.reductions == []
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2"])
+def test_checkpointing_changes_no_figure(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    plan = make_plan(folder, 1000)
+    results = []
+    for checkpointing in (False, True):
+        model = load(folder)
+        drop_nothing(model)
+        training, reports = make_training(model, plan)
+        training.fit.checkpointing = checkpointing
+        training.run(DEFAULT.loss)
+        assert model.is_activation_checkpointing == checkpointing
+        results.append([(report.loss, report.grad_norm) for report in reports])
+    for a, b in zip(*results, strict=True):
+        assert b == pytest.approx(a, rel=1e-5)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ftbench.algorithm import Algorithm
+from ftbench.memory.fit import Fit
 from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.training.batching import Plan
 from ftbench.training.encoding import EncodedExample, TokenSequence
@@ -72,7 +73,8 @@ def make_training(
     return Training(
         model,
         load_tokenizer(Path(model.config._name_or_path)),
-        Plan(tuple(examples), tokens, effective_batch_size=8, micro_batch_tokens=100, seed=0),
+        Plan(tuple(examples), tokens, effective_batch_size=8, seed=0),
+        Fit(micro_batch_tokens=100),
         OptimiserSettings(learning_rate, 0.0, 0.1, 1.0),
         (reports if reports is not None else []).append,
         start,

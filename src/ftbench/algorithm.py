@@ -60,6 +60,9 @@ class Algorithm:
     variants: ClassVar[tuple[str, ...]] = ()
     """Where not empty, the algorithm is run as NAME:VARIANT, and `--algo all` runs these."""
 
+    own_trainer: ClassVar[bool] = False
+    """Whether `train` leaves the shared trainer aside: what it takes in memory can then not be predicted."""
+
     Config: type[AlgorithmConfig] = AlgorithmConfig
 
     def __init__(self, config: AlgorithmConfig) -> None:

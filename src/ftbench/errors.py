@@ -16,6 +16,10 @@ class Skip(FtbenchError):  # noqa: N818  what happened is no error
     """An algorithm does not apply to this model or data; the run's status is then `skipped`, this its reason."""
 
 
+class Unpredictable(FtbenchError):  # noqa: N818  what happened is no error
+    """What an algorithm takes in memory cannot be told beforehand, for this reason; it can be run all the same."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """End a "no such …" message: the nearest of the known names, or all of them."""
     names = sorted(known)

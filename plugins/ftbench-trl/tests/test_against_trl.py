@@ -73,7 +73,7 @@ def assert_same(found: tuple[Tensor, Any], expected: tuple[Tensor, Any]) -> None
 
 def with_reference(model: PreTrainedModel, batch: tuple[EncodedExample, ...]) -> tuple[EncodedExample, ...]:
     """Score with the model, then move the model away from its reference."""
-    plan = add_reference(model, make_training(model, batch, tokens=10**4).plan, packed=True)
+    plan = add_reference(model, make_training(model, batch, tokens=10**4).plan, 10**6, packed=True)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

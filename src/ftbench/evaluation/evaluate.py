@@ -66,10 +66,12 @@ def evaluate(
     Raises:
         FtbenchError: no prompt fits.
     """
-    room = context_length(model) - settings.max_new_tokens
+    room = context_length(model.config) - settings.max_new_tokens
     items = [item for item in items if len(chat.prompt_ids(item.prompt)) <= room]
     if not items:
-        raise FtbenchError(f"no evaluation prompt fits into the model's context of {context_length(model)} tokens")
+        raise FtbenchError(
+            f"no evaluation prompt fits into the model's context of {context_length(model.config)} tokens"
+        )
     prompts = [item.prompt for item in items]
     replies = generate_replies(
         model, chat, prompts, settings.max_new_tokens, settings.batch_size, report, padded=settings.packed
@@ -115,7 +117,7 @@ def _ordinary_losses(
 
     for index, item in enumerate(items):
         prompt = chat.prompt_ids(item.prompt)
-        if item.ordinary is None or len(prompt) + limit > context_length(model):
+        if item.ordinary is None or len(prompt) + limit > context_length(model.config):
             continue
         sequence = TokenSequence((*prompt, *chat.completion_ids(item.ordinary)[:limit]), len(prompt))
         if batch and sum(len(s.ids) for _, s in batch) + len(sequence.ids) > settings.batch_tokens:

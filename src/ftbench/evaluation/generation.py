@@ -1,9 +1,11 @@
 """Replies to prompts: greedy, in batches of like length."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ftbench.memory.fit import free_memory, is_out_of_memory
 from ftbench.models.chat import ChatFormat
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def generate_replies(
     replies: dict[int, GeneratedReply] = {}
     for batch in _batches(order, [len(row) for row in encoded], batch_size, padded=padded):
         for index, tokens in zip(
-            batch, _generate(model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True
+            batch, _generate_in_memory(model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True
         ):
             ended = bool(tokens) and tokens[-1] == chat.end
             replies[index] = GeneratedReply(chat.reply_text(tokens), len(tokens), ended)
@@ -63,6 +65,23 @@ def _batches(order: list[int], lengths: list[int], size: int, *, padded: bool) -
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+def _generate_in_memory(
+    model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int
+) -> list[list[int]]:
+    """Generate for all rows at once, or for half and half where that runs out of memory."""
+    try:
+        return _generate(model, chat, rows, max_new_tokens)
+    except Exception as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+        logging.getLogger(__name__).warning("out of memory while generating: %d rows are halved", len(rows))
+    free_memory()  # not in the handler: until it ends, the error holds the tensors
+    half = len(rows) // 2
+    return [
+        reply for part in (rows[:half], rows[half:]) for reply in _generate_in_memory(model, chat, part, max_new_tokens)
+    ]
 
 
 def _generate(

@@ -2,12 +2,14 @@
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
+
+from ftbench.memory.parts import Parts
 
 if TYPE_CHECKING:
     import torch
@@ -21,18 +23,38 @@ class Meter:
     """Times phases and takes their memory peaks; one for each run.
 
     `seconds[phase]` adds up over repeated phases; `peak[phase]` is the largest. `peak` is CUDA memory allocated (bytes)
-    or, on the CPU, resident memory (bytes); `reserved` is what CUDA's allocator held, and empty on the CPU.
+    or, on the CPU, resident memory (bytes); `reserved` is what CUDA's allocator held, and empty on the CPU. `tensors`
+    holds the live tensors at the highest point of the phases that were counted.
     """
 
     device: "torch.device"
     seconds: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     reserved: dict[str, int] = field(default_factory=dict)
+    tensors: dict[str, Parts] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         """What `peak` measures, as it is named in tables."""
         return "CUDA allocated" if self.device.type == "cuda" else "resident"
+
+    def keep_tensors(self, phase: str, peaks: Iterable[Parts]) -> None:
+        """Keep the highest of the peaks that were counted in a phase."""
+        found = [*peaks, self.tensors.get(phase, Parts())]
+        self.tensors[phase] = max(found, key=lambda parts: parts.total)
+
+    @contextmanager
+    def counting(self, phase: str, parameters: "Iterable[torch.Tensor]", vocabulary: int | None) -> Iterator[None]:
+        """Count the tensors inside, which takes a few percent of the time; kept when it raises, too."""
+        from ftbench.memory.ledger import Ledger
+
+        ledger = Ledger(vocabulary)
+        ledger.claim("parameters", parameters)
+        try:
+            with ledger, ledger.moment(phase):
+                yield
+        finally:
+            self.keep_tensors(phase, ledger.peaks.values())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ from ftbench.errors import FtbenchError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -21,7 +21,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise FtbenchError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from error
+        raise FtbenchError(f"cannot read the tokenizer in {folder}: {first_line(error)}") from error
     if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer
         raise FtbenchError(f"{folder} holds no tokenizer: tokenizer.json is missing")
     if tokenizer.pad_token_id is None:
@@ -50,7 +50,7 @@ def load_model(folder: Path, device: "torch.device") -> "PreTrainedModel":
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise FtbenchError(f"cannot read the model in {folder}: {_first_line(error)}") from error
+        raise FtbenchError(f"cannot read the model in {folder}: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
     found = loaded[1]
     # transformers would go on with random weights in their place
@@ -65,10 +65,11 @@ def load_model(folder: Path, device: "torch.device") -> "PreTrainedModel":
     return model
 
 
-def context_length(model: "PreTrainedModel") -> int:
-    """Tokens that the model can attend to."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+def context_length(config: "PreTrainedConfig") -> int:
+    """Tokens that a model can attend to."""
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its kind where there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -51,12 +51,30 @@ def locate_model(model: str, revision: str | None = None) -> Path:
         UsageError: no such name.
         FtbenchError: the hub cannot be reached, or the folder holds no model.
     """
+    folder = _locate(model, revision, _PATTERNS)
+    if not any(folder.glob("*.safetensors")):
+        raise FtbenchError(
+            f"{folder} holds no safetensors weights, and ftbench reads no other kind; convert them first"
+        )
+    return folder
+
+
+def locate_description(model: str, revision: str | None = None) -> Path:
+    """Find a model's configuration and, where it has one, its tokenizer; weights are neither needed nor fetched.
+
+    Raises:
+        UsageError, FtbenchError: as `locate_model` does.
+    """
+    return _locate(model, revision, [pattern for pattern in _PATTERNS if "safetensors" not in pattern])
+
+
+def _locate(model: str, revision: str | None, patterns: list[str]) -> Path:
     if model == DEFAULT_MODEL:
         folder = bundled_model(cache_folder())
     elif Path(model).is_dir():
         folder = Path(model)
     elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        folder = _from_hub(model, revision)
+        folder = _from_hub(model, revision, patterns)
     elif "/" in model or model.startswith((".", "~")):
         raise UsageError(f"no such model folder: {model}")
     else:
@@ -65,19 +83,15 @@ def locate_model(model: str, revision: str | None = None) -> Path:
         )
     if not (folder / "config.json").is_file():
         raise FtbenchError(f"{folder} holds no model: config.json is missing")
-    if not any(folder.glob("*.safetensors")):
-        raise FtbenchError(
-            f"{folder} holds no safetensors weights, and ftbench reads no other kind; convert them first"
-        )
     return folder
 
 
-def _from_hub(model: str, revision: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError as error:
         raise UsageError(f"model '{model}' has no revision '{revision}' on the Hugging Face hub") from error
     except RepositoryNotFoundError as error:

@@ -12,14 +12,9 @@ MicroBatch = tuple[EncodedExample, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """The micro-batches of one optimiser step; together they hold the effective batch."""
+    """What one optimiser step sees: the effective batch."""
 
-    micro_batches: tuple[MicroBatch, ...]
-
-    @property
-    def examples(self) -> MicroBatch:
-        """The effective batch."""
-        return tuple(example for batch in self.micro_batches for example in batch)
+    examples: tuple[EncodedExample, ...]
 
     @property
     def tokens(self) -> int:
@@ -34,7 +29,7 @@ class Step:
     @property
     def prompts(self) -> int:
         """Examples of the step."""
-        return sum(len(batch) for batch in self.micro_batches)
+        return len(self.examples)
 
     @property
     def sequences(self) -> int:
@@ -54,7 +49,6 @@ class Plan:
     examples: tuple[EncodedExample, ...]
     tokens: int
     effective_batch_size: int
-    micro_batch_tokens: int
     seed: int
     seconds: float | None = None
 
@@ -65,8 +59,7 @@ class Plan:
         planned = 0
         stream = _epochs(self.examples, random.Random(self.seed))
         while planned < self.tokens:
-            batch = [next(stream) for _ in range(self.effective_batch_size)]
-            steps.append(Step(tuple(_fill(batch, self.micro_batch_tokens))))
+            steps.append(Step(tuple(next(stream) for _ in range(self.effective_batch_size))))
             planned += steps[-1].tokens
         return tuple(steps)
 
@@ -96,12 +89,14 @@ def _epochs(examples: Sequence[EncodedExample], order: random.Random) -> Iterato
         yield from order.sample(examples, len(examples))
 
 
-def _fill(batch: list[EncodedExample], micro_batch_tokens: int) -> Iterator[MicroBatch]:
-    """Cut a batch into micro-batches of at most `micro_batch_tokens`; a longer example is one of its own."""
-    current: list[EncodedExample] = []
-    for example in batch:
-        if current and sum(e.tokens for e in current) + example.tokens > micro_batch_tokens:
-            yield tuple(current)
-            current = []
-        current.append(example)
-    yield tuple(current)
+def cut(examples: Sequence[EncodedExample], micro_batch_tokens: int) -> list[MicroBatch]:
+    """Cut into micro-batches of at most `micro_batch_tokens`, in order; a longer example is one of its own."""
+    batches: list[list[EncodedExample]] = []
+    size = 0
+    for example in examples:
+        if not batches or size + example.tokens > micro_batch_tokens:
+            batches.append([])
+            size = 0
+        batches[-1].append(example)
+        size += example.tokens
+    return [tuple(batch) for batch in batches]

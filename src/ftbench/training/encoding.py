@@ -42,6 +42,11 @@ class EncodedExample:
         """Real tokens that one pass over the example reads."""
         return len(self.chosen.ids) + (len(self.rejected.ids) if self.rejected else 0)
 
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of its completions, each of which takes a row of logits."""
+        return self.chosen.completion_length + (self.rejected.completion_length if self.rejected else 0)
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -124,8 +124,8 @@ def sequence_logprobs(
 
     logits, targets = (_packed_logits if packed else _padded_logits)(model, sequences)
     token_logprobs = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    lengths = torch.tensor([sequence.completion_length for sequence in sequences], device=logits.device)
-    owners = torch.arange(len(sequences), device=logits.device).repeat_interleave(lengths)
+    owned = [index for index, sequence in enumerate(sequences) for _ in range(sequence.completion_length)]
+    owners = torch.tensor(owned, device=logits.device)
     # Added up in float64: a preference is the small difference of large sums.
     sums = torch.zeros(len(sequences), dtype=torch.float64, device=logits.device)
     return sums.index_add(0, owners, token_logprobs.double()).float()
@@ -151,13 +151,10 @@ def _packed_logits(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]
         start += length
     ids = torch.tensor([token for sequence in sequences for token in sequence.ids], device=device)
     predicting_ids = torch.tensor(predicting, device=device)
-    # No attention mask and no cache: either would make transformers forget where a sequence begins.
-    logits = model(
-        input_ids=ids[None],
-        position_ids=torch.tensor(positions, device=device)[None],
-        use_cache=False,
-        logits_to_keep=predicting_ids,
-    ).logits[0]
+    # No attention mask and no cache: either would make transformers forget where a sequence begins. A sequence alone
+    # begins where the row does; told so, transformers makes no mask, which has a cell for every two tokens.
+    several = {"position_ids": torch.tensor(positions, device=device)[None]} if len(sequences) > 1 else {}
+    logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=predicting_ids, **several).logits[0]
     return logits, ids[predicting_ids + 1]
 
 

@@ -1,13 +1,13 @@
 """Log-probabilities under the reference model, computed once before training."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ftbench.training.batching import Plan
+from ftbench.training.batching import Plan, cut
 from ftbench.training.encoding import EncodedExample
 from ftbench.training.logprobs import completion_logprobs
+from ftbench.training.watch import StepWatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +16,9 @@ TIME_SHARE = 0.25
 """What the reference may take of a time limit: about what it takes to score a pair, out of scoring and training."""
 
 
-def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan:
+def add_reference(
+    model: "PreTrainedModel", plan: Plan, micro_batch_tokens: int, *, packed: bool, watch: StepWatch | None = None
+) -> Plan:
     """Return the plan with the reference log-probabilities of all examples that its steps use.
 
     The model as it stands is the reference: nothing is copied, and training then moves on from it. With an adapter
@@ -26,6 +28,7 @@ def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan
     """
     import torch
 
+    watch = watch or StepWatch()
     start = perf_counter()
     limit = None if plan.seconds is None else TIME_SHARE * plan.seconds
     _drop_nothing(model)
@@ -33,10 +36,11 @@ def add_reference(model: "PreTrainedModel", plan: Plan, *, packed: bool) -> Plan
     used = list(dict.fromkeys(example for step in plan.steps for example in step.examples))
     scored: dict[EncodedExample, EncodedExample] = {}
     with torch.inference_mode():
-        for batch in _batches(used, plan.micro_batch_tokens):
+        for batch in cut(used, micro_batch_tokens):
             if limit is not None and scored and perf_counter() - start > limit:
                 break
-            found = completion_logprobs(model, batch, packed=packed)
+            with watch.step("reference", len(scored), [batch], model) as moment, moment("forward"):
+                found = completion_logprobs(model, batch, packed=packed)
             sums = zip(found.chosen.sums.tolist(), found.rejected.sums.tolist(), strict=True)
             scored |= {example: replace(example, reference=pair) for example, pair in zip(batch, sums, strict=True)}
     examples = tuple(scored.get(example, example) for example in plan.examples)
@@ -55,16 +59,3 @@ def _drop_nothing(model: "PreTrainedModel") -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):  # Llama and its kin hand it to the kernel
             module.attention_dropout = 0.0  # type: ignore[assignment]
-
-
-def _batches(examples: Sequence[EncodedExample], tokens: int) -> list[list[EncodedExample]]:
-    """Cut into batches of at most `tokens` real tokens, in order."""
-    batches: list[list[EncodedExample]] = []
-    size = 0
-    for example in examples:
-        if not batches or size + example.tokens > tokens:
-            batches.append([])
-            size = 0
-        batches[-1].append(example)
-        size += example.tokens
-    return batches

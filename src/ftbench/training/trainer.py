@@ -2,22 +2,23 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate as running_sums
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ftbench.errors import FtbenchError
-from ftbench.training.batching import Plan
-from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
+from ftbench.memory.fit import Fit, free_memory, is_out_of_memory
+from ftbench.training.batching import Plan, cut
+from ftbench.training.logprobs import CompletionLogProbs
 from ftbench.training.reference import add_reference
+from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing
+from ftbench.training.watch import StepWatch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Loss = Callable[[CompletionLogProbs], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,21 @@ class OptimiserSettings:
 class Training:
     """What an algorithm's `train` is handed: the adapted model, what it is trained on, and where to report.
 
-    `start` names the run whose model training starts from, None for the base model. `packed` is the algorithm's.
-    An algorithm with a trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step.
+    `fit` says how a step is cut into micro-batches; `watch` counts the tensors of the heaviest ones. `start` names the
+    run whose model training starts from, None for the base model. `packed` is the algorithm's. An algorithm with a
+    trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     plan: Plan
+    fit: Fit
     settings: OptimiserSettings
     report: Callable[[StepReport], None]
     start: str | None = None
     packed: bool = True
     stage: str = "train"
+    watch: StepWatch = field(default_factory=StepWatch)
 
     def split(self, share: float) -> "tuple[Training, Training]":
         """Cut the budget of tokens (and seconds) into a share and the rest, to be trained one after the other."""
@@ -92,7 +96,8 @@ class Training:
 
     def with_reference(self) -> "Training":
         """Take the model as it stands for the reference: score all planned examples now, once."""
-        return replace(self, plan=add_reference(self.model, self.plan, packed=self.packed))
+        size, watch = self.fit.micro_batch_tokens, self.watch
+        return replace(self, plan=add_reference(self.model, self.plan, size, packed=self.packed, watch=watch))
 
     def rate(self, step: int, seconds: float) -> float:
         """Return the share of the learning rate: a line up to 1, then half a cosine down to a tenth.
@@ -160,14 +165,12 @@ class Training:
             rate = highest * self.rate(index, seconds)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            total = 0.0
-            for batch in step.micro_batches:
-                value = loss(completion_logprobs(self.model, batch, step, packed=self.packed))
-                value.backward()
-                total += value.item()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
-            self._check(index, total, norm)  # before a weight changes
-            optimiser.step()
+            batches = cut(step.examples, self.fit.micro_batch_tokens)
+            with self.watch.step(self.stage, index, batches, self.model, optimiser) as moment:
+                total, norm = self._gradients(index, loss, parameters, moment)
+                self._check(index, total, norm)  # before a weight changes
+                with moment("update"):
+                    optimiser.step()
             if after_step:
                 after_step(index + 1)
             optimiser.zero_grad()
@@ -175,6 +178,29 @@ class Training:
             tokens += step.tokens
         self.model.eval()
         return Spent(tokens, perf_counter() - start)
+
+    def _gradients(
+        self, index: int, loss: Loss, parameters: "list[torch.nn.Parameter]", moment: Moment
+    ) -> tuple[float, float]:
+        """Fill in the gradients of a step, in smaller pieces if memory runs out; return the loss and their norm."""
+        import torch
+
+        step = self.plan.steps[index]
+        while True:
+            batches = cut(step.examples, self.fit.micro_batch_tokens)
+            set_checkpointing(self.model, self.fit.checkpointing)
+            try:
+                total = accumulate(self.model, step, batches, loss, packed=self.packed, moment=moment)
+                return total.item(), torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
+            except Exception as error:
+                sizes = [(len(batch), sum(example.tokens for example in batch)) for batch in batches]
+                if not is_out_of_memory(error) or not self.fit.reduce(
+                    self.stage, index, sizes, can_checkpoint=can_checkpoint(self.model)
+                ):
+                    raise
+            # Not in the handler: until it ends, the error holds the frames, and these the tensors.
+            self.model.zero_grad()
+            free_memory()
 
     def _check(self, step: int, loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -185,4 +211,4 @@ class Training:
     @cached_property
     def _tokens(self) -> tuple[int, ...]:
         """Real tokens before each step, and after the last."""
-        return (0, *accumulate(step.tokens for step in self.plan.steps))
+        return (0, *running_sums(step.tokens for step in self.plan.steps))

@@ -25,6 +25,8 @@ class _Config(ftbench.AdapterConfig):
 
 
 class _Trl(ftbench.Algorithm):
+    own_trainer = True
+
     trainer: str
     """One of `ftbench_trl.trainers.PLACES`."""
 

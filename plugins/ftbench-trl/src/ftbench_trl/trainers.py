@@ -4,6 +4,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
@@ -65,10 +66,12 @@ def train(name: str, training: ftbench.Training, options: dict[str, Any]) -> Non
     rows = _rows(training)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(name, training, rows, {**options, "output_dir": folder}, start)
-        trainer.add_callback(_watch(trainer, training, start))
+        counting = ExitStack()
+        trainer.add_callback(_watch(trainer, training, start, counting))
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        trainer.train()
+        with counting:
+            trainer.train()
     _restore(trainer, training.model)
 
 
@@ -196,8 +199,8 @@ def _tokenised(row: Row, model: Any = None) -> Row:
     return result
 
 
-def _watch(trainer: Any, training: ftbench.Training, start: float) -> "TrainerCallback":
-    """Report each of the trainer's steps, and end it at the time limit."""
+def _watch(trainer: Any, training: ftbench.Training, start: float, counting: ExitStack) -> "TrainerCallback":
+    """Report each of the trainer's steps, count the tensors of the heaviest, and end it at the time limit."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -205,8 +208,14 @@ def _watch(trainer: Any, training: ftbench.Training, start: float) -> "TrainerCa
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.rate = trainer.optimizer.param_groups[0]["lr"]
+            index = state.global_step
+            batches = [training.plan.steps[index].examples]
+            watched = training.watch.step(training.stage, index, batches, training.model, trainer.optimizer)
+            moment = counting.enter_context(watched)
+            counting.enter_context(moment("step"))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            counting.close()
             loss, trainer.step_loss = trainer.step_loss, 0.0
             training.note(state.global_step - 1, loss, float(trainer.step_grad_norm), self.rate)
             limit = training.plan.seconds

@@ -1,0 +1,125 @@
+"""Live tensor bytes, counted exactly: what stands in memory, by what it is, at the highest point of each moment."""
+
+import gc
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ftbench.memory.parts import Parts
+
+
+@dataclass
+class _Entry:
+    size: int
+    part: str
+
+
+@dataclass
+class _Book:
+    """What is live now, and its sums; apart from the mode, because finalizers outlive it."""
+
+    live: dict[int, _Entry] = field(default_factory=dict)
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys((part.name for part in fields(Parts)), 0))
+    total: int = 0
+
+    def add(self, key: int, size: int, part: str) -> None:
+        self.live[key] = _Entry(size, part)
+        self.sums[part] += size
+        self.total += size
+
+    def move(self, key: int, part: str) -> None:
+        entry = self.live[key]
+        self.sums[entry.part] -= entry.size
+        self.sums[part] += entry.size
+        entry.part = part
+
+    def remove(self, key: int) -> None:
+        entry = self.live.pop(key)
+        self.sums[entry.part] -= entry.size
+        self.total -= entry.size
+
+
+class Ledger(TorchDispatchMode):
+    """Counts every tensor that an operation makes while the ledger is open, until its storage is freed.
+
+    Works on real and on fake tensors alike, on every device, and sees what autograd does. Storages are counted, not
+    tensors: views are free. What a kernel allocates and frees within itself is not a tensor, and not counted.
+    """
+
+    def __init__(self, vocabulary: int | None = None) -> None:
+        """`vocabulary` is how the last dimension of logits is told; without it they are activations."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peaks: dict[str, Parts] = {}
+        self._book = _Book()
+        self._vocabulary = vocabulary
+        self._moment: str | None = None
+        self._highest = 0
+
+    @property
+    def now(self) -> Parts:
+        """What is live."""
+        return Parts(**self._book.sums)
+
+    def claim(self, part: str, tensors: Iterable[torch.Tensor | None]) -> None:
+        """Say what tensors are, whether they were counted before or not."""
+        for tensor in tensors:
+            if tensor is not None:
+                self._book.move(self._enter(tensor, part), part)
+        self._look()
+
+    def claim_rest(self, part: str) -> None:
+        """Say what all other tensors are that live in this process now."""
+        for item in gc.get_objects():
+            if issubclass(type(item), torch.Tensor):  # isinstance would wake lazy modules and proxies
+                self._enter(item, part)
+        self._look()
+
+    def begin(self, name: str | None) -> None:
+        """From now on, take the highest point into `peaks[name]`, unless it was higher before; None takes nothing."""
+        self._moment = name
+        if name is not None:
+            self._highest = self.peaks.get(name, Parts()).total
+            self._look()
+
+    @contextmanager
+    def moment(self, name: str) -> Iterator[None]:
+        """Begin a moment, and end with it whatever has begun meanwhile."""
+        self.begin(name)
+        try:
+            yield
+        finally:
+            self.begin(None)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.prim.device.default:  # fake tensors ask for it all the time
+            return result
+        for item in tree_iter(result):
+            if isinstance(item, torch.Tensor):
+                self._enter(item, self._part(item))
+        self._look()
+        return result
+
+    def _part(self, tensor: torch.Tensor) -> str:
+        return "logits" if tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary else "activations"
+
+    def _enter(self, tensor: torch.Tensor, part: str) -> int:
+        storage = tensor.untyped_storage()
+        key: int = storage._cdata
+        if key not in self._book.live:
+            self._book.add(key, storage.nbytes(), part)
+            weakref.finalize(storage, self._book.remove, key)
+        return key
+
+    def _look(self) -> None:
+        if self._moment is not None and self._book.total >= self._highest:
+            self._highest = self._book.total
+            self.peaks[self._moment] = self.now

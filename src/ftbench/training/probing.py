@@ -1,0 +1,130 @@
+"""What training takes in memory, seen on fake tensors: nothing is computed, and nothing of size allocated."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ftbench.memory.ledger import Ledger
+from ftbench.memory.parts import Parts
+from ftbench.memory.plan import Cut
+from ftbench.training.batching import MicroBatch, Plan, Step, cut
+from ftbench.training.logprobs import completion_logprobs
+from ftbench.training.step import Loss, accumulate, set_checkpointing
+from ftbench.training.trainer import Spent, Training
+from ftbench.training.watch import counted, vocabulary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+FIRST, LAST = "backward, first layer", "backward, last layer"
+
+
+@dataclass(frozen=True)
+class Probe(Training):
+    """A training that goes once through its heaviest step for each way to cut it, and keeps the peaks in `found`.
+
+    To be handed to an algorithm's `train` with a model under FakeTensorMode. Peaks of moments are kept, not of the
+    whole, because only within a moment is the peak a straight line in the number of layers: a backward pass ends high
+    where gradients are large, and begins high where activations are.
+    """
+
+    cuts: tuple[Cut, ...] = ()
+    found: dict[Cut, dict[str, Parts]] = field(default_factory=dict)
+    accumulation: dict[Cut, int] = field(default_factory=dict)
+
+    def run(
+        self, loss: Loss, learning_rate: float | None = None, after_step: Callable[[int], None] | None = None
+    ) -> Spent:
+        """Probe the heaviest micro-batches of the stage."""
+        import torch
+
+        parameters = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.numel()
+        ]
+        optimiser = torch.optim.AdamW(parameters, fused=True)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()  # makes the optimiser's state
+        optimiser.zero_grad()
+        self.model.train()
+        for way in self.cuts:
+            set_checkpointing(self.model, way.checkpointing)
+            step, batches, accumulation = heaviest(self.plan, way.micro_batch_tokens)
+            self.accumulation[way] = max(accumulation, self.accumulation.get(way, 0))
+            ledger = Ledger(vocabulary(self.model))
+            with counted(ledger, self.model, optimiser), _layers(self.model, ledger):
+                accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
+                if accumulation > 1:  # once more, with the gradients of what went before
+                    accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
+                with ledger.moment("update"):
+                    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                    optimiser.step()
+            optimiser.zero_grad()
+            self._keep(way, ledger)
+        self.model.eval()
+        return Spent(sum(step.tokens for step in self.plan.steps), 0.0)
+
+    def with_reference(self) -> Training:
+        """Probe the scoring of the reference, which is then known."""
+        import torch
+
+        self.model.eval()
+        for way in self.cuts:
+            _, batches, _ = heaviest(self.plan, way.micro_batch_tokens)
+            ledger = Ledger(vocabulary(self.model))
+            ledger.claim("parameters", self.model.parameters())
+            with ledger, torch.no_grad(), ledger.moment("reference"):
+                for batch in batches:
+                    completion_logprobs(self.model, batch, packed=self.packed)
+            self._keep(way, ledger)
+        examples = tuple(replace(example, reference=(0.0, 0.0)) for example in self.plan.examples)
+        return replace(self, plan=replace(self.plan, examples=examples))
+
+    def _keep(self, way: Cut, ledger: Ledger) -> None:
+        peaks = self.found.setdefault(way, {})
+        for moment, parts in ledger.peaks.items():
+            name = f"{self.stage}: {moment}"
+            peaks[name] = max(parts, peaks.get(name, Parts()), key=lambda each: each.total)
+
+
+def heaviest(plan: Plan, micro_batch_tokens: int) -> tuple[Step, list[MicroBatch], int]:
+    """Return the micro-batches of the plan with most tokens and with most completion tokens.
+
+    Returns:
+        A step of both, both (or the one that is both), and the most micro-batches that a step takes.
+    """
+    steps = [cut(step.examples, micro_batch_tokens) for step in plan.steps]
+    batches = [batch for step in steps for batch in step]
+    tokens = max(batches, key=lambda batch: sum(example.tokens for example in batch))
+    completion = max(batches, key=lambda batch: sum(example.completion_tokens for example in batch))
+    chosen = [tokens] if tokens == completion else [tokens, completion]
+    return Step(tuple(example for batch in chosen for example in batch)), chosen, max(map(len, steps))
+
+
+def decoder_layers(model: "torch.nn.Module") -> "list[torch.nn.Module]":
+    """Return the model's layers in their order; empty where it is not built of transformers' layers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+@contextmanager
+def _layers(model: "PreTrainedModel", ledger: Ledger) -> Iterator[None]:
+    """Begin a moment when the backward pass comes to the last layer, and another when it comes to the first."""
+    layers = decoder_layers(model)
+
+    def watch(name: str | None) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda _: ledger.begin(name))
+
+        return hook
+
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers):
+            name = FIRST if index == 0 else LAST if index == len(layers) - 1 else None
+            stack.callback(layer.register_forward_hook(watch(name)).remove)
+        yield

@@ -1,0 +1,60 @@
+"""One optimiser step: the gradients of the effective batch, micro-batch by micro-batch."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from ftbench.training.batching import MicroBatch, Step
+from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Loss = Callable[[CompletionLogProbs], "Tensor"]
+
+Moment = Callable[[str], AbstractContextManager[None]]
+"""Opens a moment of a step, by its name, for somebody who looks at memory."""
+
+
+def unwatched(_: str) -> AbstractContextManager[None]:
+    """Open a moment that nobody looks at."""
+    return nullcontext()
+
+
+def accumulate(
+    model: "PreTrainedModel",
+    step: Step,
+    micro_batches: Sequence[MicroBatch],
+    loss: Loss,
+    *,
+    packed: bool,
+    moment: Moment = unwatched,
+) -> "Tensor":
+    """Add the gradients of the step's loss to the model's, and return the loss: a scalar, float64, without its graph.
+
+    Nothing here waits for a value, so that it works on fake tensors too.
+    """
+    import torch
+
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    for batch in micro_batches:
+        with moment("forward"):
+            value = loss(completion_logprobs(model, batch, step, packed=packed))
+        with moment("backward"):
+            value.backward()
+        total += value.detach()
+    return total
+
+
+def can_checkpoint(model: "PreTrainedModel") -> bool:
+    """Whether the model can compute its activations again in the backward pass."""
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+
+def set_checkpointing(model: "PreTrainedModel", on: bool) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again (Chen et al. 2016), or all."""
+    if on and not model.is_activation_checkpointing:
+        model.activation_checkpointing_enable()
+    elif not on and model.is_activation_checkpointing:
+        model.activation_checkpointing_disable()

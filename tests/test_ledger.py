@@ -1,0 +1,170 @@
+"""The ledger is held against sums that can be worked out by hand, and against torch's own profiler."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ftbench.memory.ledger import Ledger
+from ftbench.memory.parts import Parts
+from ftbench.training import watch
+from ftbench.training.watch import StepWatch
+from tiny import draw_pairs, load, make_training
+
+KIB = 1024
+
+
+def test_storages_are_counted_once_and_until_they_are_freed() -> None:
+    with Ledger() as ledger, ledger.moment("all"):
+        one = torch.zeros(KIB, dtype=torch.uint8)
+        views = [one[:10], one.view(2, -1), one.detach()]
+        assert ledger.now == Parts(activations=KIB)
+        two = one.repeat(2)
+        assert ledger.now.total == 3 * KIB
+        del two
+        assert ledger.now.total == KIB
+        del one
+        assert ledger.now.total == KIB  # the views hold it
+        del views
+        assert ledger.now.total == 0
+    assert ledger.peaks == {"all": Parts(activations=3 * KIB)}
+
+
+def test_what_was_there_before_counts_once_it_is_claimed() -> None:
+    weight, other = torch.zeros(3, KIB, dtype=torch.uint8), torch.zeros(KIB, dtype=torch.uint8)
+    with Ledger() as ledger:
+        ledger.claim("parameters", [weight, weight[0], None])
+        assert ledger.now == Parts(parameters=3 * KIB)
+        before = ledger.now.total
+        ledger.claim_rest("activations")
+        assert ledger.now.activations >= KIB
+        assert ledger.now.parameters == 3 * KIB
+        found = ledger.now.total - before
+        del other
+        assert ledger.now.total == before + found - KIB
+
+
+def test_a_peak_belongs_to_its_own_moment() -> None:
+    with Ledger() as ledger:
+        with ledger.moment("big"):
+            torch.zeros(4 * KIB, dtype=torch.uint8)
+        torch.zeros(64 * KIB, dtype=torch.uint8)
+        with ledger.moment("small"):
+            torch.zeros(KIB, dtype=torch.uint8)
+        with ledger.moment("big"):
+            torch.zeros(2 * KIB, dtype=torch.uint8)
+    assert {name: parts.total for name, parts in ledger.peaks.items()} == {"big": 4 * KIB, "small": KIB}
+
+
+def test_logits_are_told_by_their_last_dimension() -> None:
+    with Ledger(vocabulary=7) as ledger:
+        kept = torch.zeros(5, 7), torch.zeros(5, 8), torch.zeros(7)
+        assert ledger.now == Parts(logits=5 * 7 * 4, activations=5 * 8 * 4 + 7 * 4)
+        del kept
+
+
+def linear_step(fake: bool) -> dict[str, Parts]:
+    """One step of AdamW on y = sum(x W) with everything's size known."""
+    with FakeTensorMode() if fake else torch.enable_grad():
+        weight = torch.nn.Parameter(torch.zeros(32, 64))
+        inputs = torch.zeros(16, 32)
+        optimiser = torch.optim.AdamW([weight], fused=True)
+        ledger = Ledger()
+        ledger.claim("parameters", [weight])
+        ledger.claim("activations", [inputs])
+        with ledger:
+            with ledger.moment("forward"):
+                loss = (inputs @ weight).sum()
+            with ledger.moment("backward"):
+                loss.backward()
+            assert weight.grad is not None
+            ledger.claim("gradients", [weight.grad])
+            with ledger.moment("update"):
+                optimiser.step()
+    return ledger.peaks
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+def test_a_step_of_a_linear_layer_is_what_can_be_worked_out(fake: bool) -> None:
+    weight, inputs, product, scalar = 32 * 64 * 4, 16 * 32 * 4, 16 * 64 * 4, 4
+    peaks = linear_step(fake)
+    assert peaks["forward"] == Parts(parameters=weight, activations=inputs + product + scalar)
+    # d(sum) is an expanded scalar; mm's backward then makes the gradient of the weight
+    assert peaks["backward"].total == weight + inputs + 2 * scalar + weight
+    assert peaks["update"].parameters == weight
+    assert peaks["update"].gradients == weight
+    assert peaks["update"].total == 4 * weight + inputs + 2 * scalar  # two moments, AdamW's step, the loss
+
+
+def profiled_peak(folder: Path, *, pairs: bool) -> tuple[int, int]:
+    """Bytes at the peak of a training step by torch's profiler, which sees the allocator, and by the ledger."""
+    model = load(folder)
+    examples = draw_pairs(0, 8)
+    training = make_training(model, examples, tokens=3 * sum(example.tokens for example in examples))
+    training.fit.micro_batch_tokens = 10**6
+    training = training if pairs else training.demonstrations("train")
+    training.run(lambda logprobs: logprobs.nll())
+    counted = training.watch.peaks["train"].total
+    gc.collect()
+    start = sum(parameter.numel() * 4 for parameter in model.parameters())
+    again = make_training(load(folder), examples, tokens=training.plan.tokens)
+    again.fit.micro_batch_tokens = 10**6
+    again = again if pairs else again.demonstrations("train")
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        again.run(lambda logprobs: logprobs.nll())
+    total = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return start + peak, counted
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["demonstrations", "pairs"])
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2"])
+def test_the_peak_of_training_is_the_allocators(kind: str, pairs: bool, request: pytest.FixtureRequest) -> None:
+    allocated, counted = profiled_peak(request.getfixturevalue(kind), pairs=pairs)
+    assert counted == pytest.approx(allocated, rel=0.05)
+
+
+def test_only_the_first_step_and_those_that_are_heavier_than_any_since_are_counted(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    plain = watch.counted
+
+    def noted(*arguments: Any) -> Any:
+        counts.append(1)
+        return plain(*arguments)
+
+    monkeypatch.setattr(watch, "counted", noted)
+    model, examples = load(tiny_llama), draw_pairs(0, 24)
+    optimiser = torch.optim.AdamW(model.parameters())
+    steps = StepWatch()
+    heavy, light = max(examples, key=lambda e: e.tokens), min(examples, key=lambda e: e.tokens)
+    seen = []
+    for index, example in enumerate([heavy, light, light, heavy, light, heavy]):
+        with steps.step("train", index, [(example,)], model, optimiser) as moment, moment("all"):
+            torch.zeros(1000)
+        seen.append(len(counts))
+    assert seen == [1, 2, 2, 3, 3, 3]
+    with steps.step("other", 0, [(light,)], model, optimiser):
+        pass
+    assert len(counts) == 4
+
+
+def test_what_was_counted_is_kept_when_a_step_fails(tiny_llama: Path) -> None:
+    model, steps = load(tiny_llama), StepWatch()
+    optimiser = torch.optim.AdamW(model.parameters())
+
+    def fail() -> None:
+        with steps.step("train", 0, [draw_pairs(0, 1)], model, optimiser) as moment, moment("all"):
+            torch.zeros(1000)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail()
+    assert steps.peaks["train"].total >= 4000 + sum(parameter.numel() * 4 for parameter in model.parameters())
