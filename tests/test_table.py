@@ -26,7 +26,6 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "changed data of one name": ({"facts": {"data": DATA.model_copy(update={"digest": "0" * 64})}}, "00000000"),
     "model": ({"model": "gpt2"}, "gpt2"),
     "changed model of one name": ({"facts": {"model_digest": "1" * 64}}, "11111111"),
-    "memory budget": ({"memory_budget": 2**30}, "1.00 GiB"),
     "tokens": ({"tokens": 77_000}, "77,000 tokens"),
     "batch": ({"effective_batch_size": 5}, "5 prompts a step"),
     "length of replies": ({"max_new_tokens": 9}, "9 tokens at most"),
@@ -69,6 +68,31 @@ def test_algorithms_options_seeds_and_time_limits_stand_in_one_table() -> None:
     text = render(build_groups(runs), "github")
     assert "rank=8" in text
     assert "rank=16" in text
+
+
+def test_memory_budgets_stand_in_one_table_which_names_them() -> None:
+    cut = {"micro_batch_tokens": 256, "checkpointing": True}
+    runs = [
+        make_run("base", memory_budget=2**31),
+        make_run("lora", memory_budget=2**31),
+        make_run("lora", memory_budget=2**30, measures=cut),
+        make_run("full", memory_budget=2**30, status="out-of-memory", reason="an allocation failed"),
+    ]
+    (group,) = build_groups(runs)
+    text = render([group], "github")
+    assert "memory budget" not in group.terms
+    for part in ("memory budget", "2.00 GiB", "1.00 GiB", "256 + checkpointing", "out-of-memory"):
+        assert part in text
+    sheet = list(csv.DictReader(io.StringIO(render([group], "csv"))))
+    assert {row["memory_budget"] for row in sheet} == {str(2**30), str(2**31)}
+    assert {row["cut.micro_batch_tokens"] for row in sheet} == {"", "256"}
+
+
+def test_one_budget_for_all_stands_below_the_table() -> None:
+    for budget, text in ((2**30, "1.00 GiB"), (None, "none")):
+        (group,) = build_groups([make_run("lora", memory_budget=budget), make_run("full", memory_budget=budget)])
+        assert group.terms["memory budget"] == text
+        assert "| memory budget" not in render([group], "github")
 
 
 def test_settings_that_change_no_figure_part_no_rows() -> None:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftbench.cli.asking import asking, read_recipes
 from ftbench.cli.common import out_option, registry_with_warnings, warn
-from ftbench.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from ftbench.plugins import Registry
@@ -16,22 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command(name="run")
-@click.option("--algo", "algorithms", multiple=True, required=True, help="Algorithm to run; repeat it, or say 'all'.")
-@click.option("--recipe", "recipe_name", default="quick", show_default=True, help="A shipped recipe or a TOML file.")
-@click.option("--model", help="The shipped model's name, a hub id (owner/name) or a folder.")
-@click.option("--revision", help="Hub revision of the model.")
-@click.option("--data", help="sample, oasst1, or a .jsonl[.gz] file.")
-@click.option("--topic", help="A shipped topic, or a file with a topic word a line.")
-@click.option("--lang", help="Language of the messages.")
-@click.option("--from", "start", metavar="RUN", help="Start from the model of an earlier run in --out, or its folder.")
-@click.option("--tokens", type=int, help="Real tokens to train on.")
-@click.option("--training-seconds", type=float, help="End training here even if tokens are left: rows of equal time.")
-@click.option("--max-length", type=int, help="Tokens of prompt and completion together.")
-@click.option("--memory-budget", "budget", help="What training may add to memory: 4GiB, 800MiB, …")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
-@click.option("--seed", type=int, help="Seed of everything random.")
+@asking
 @click.option("--time-limit", type=float, help="Seconds after which a run is ended.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lora.rank=32, or a recipe's setting.")
 @click.option("--fresh", is_flag=True, help="Run again what is already there.")
 @out_option
 def command(
@@ -40,110 +26,17 @@ def command(
     """Run algorithms on one task, each in a process of its own, and print the table.
 
     The untouched model (base) is run first where it has not been yet: the others are measured against it. A recipe
-    that was already run to its end in --out is not run again.
+    that was already run to its end in --out is not run again. Several memory budgets, with commas between them, run
+    every algorithm under each.
     """
-    from ftbench.plugins import merged
     from ftbench.recipe import BASELINE
 
     registry = registry_with_warnings()
-    wanted = _expand(algorithms, registry)
-    if changes["start"] is not None:
-        changes["start"] = _find_start(changes["start"], out)
-    recipe, options = _recipe(recipe_name, changes, settings, registry)
-    unused = [name for name in options if name not in wanted and name != BASELINE]
-    if unused:
-        raise UsageError(f"--set {unused[0]}.…: algorithm '{unused[0]}' is not run; {nearest(unused[0], wanted)}")
-    if BASELINE in registry.algorithms:
-        wanted = {BASELINE: {}, **wanted}
-    recipes = [
-        _for_algorithm(recipe, name, merged(held, options.get(name, {})), registry) for name, held in wanted.items()
-    ]
-    inputs = _check_inputs(recipe)
+    always = [BASELINE] if BASELINE in registry.algorithms else []
+    recipes = read_recipes([*always, *algorithms], recipe_name, settings, changes, out, registry)
+    inputs = _check_inputs(recipes[0])
     runs = _run_all(recipes, inputs, registry, out, fresh)
     return _report(runs)
-
-
-def _expand(algorithms: tuple[str, ...], registry: "Registry") -> dict[str, dict[str, Any]]:
-    """Return the names asked for, each once, the untouched model first, with the options that they stand for."""
-    from ftbench.plugins import ALL
-    from ftbench.recipe import BASELINE
-
-    wanted: dict[str, dict[str, Any]] = {}
-    for given in algorithms:
-        for asked in registry.all_names if given == ALL else [given]:
-            name, options = registry.resolve(asked)
-            if wanted.setdefault(name, options) != options:
-                raise UsageError(f"--algo {asked}: another '{name}' is already there; rename one of the files")
-    return dict(sorted(wanted.items(), key=lambda item: item[0] != BASELINE))
-
-
-def _find_start(name: str, out: Path) -> str:
-    """Return the folder of the run to start from."""
-    from ftbench.results.store import find_run
-
-    try:
-        return str(find_run(name, out, ok=True).folder.resolve())
-    except UsageError as error:
-        raise UsageError(f"--from {name}: {error}") from error
-
-
-def _recipe(
-    name: str, changes: dict[str, Any], settings: tuple[str, ...], registry: "Registry"
-) -> tuple["Recipe", dict[str, dict[str, Any]]]:
-    """Return the recipe with the changes of the command line, and every algorithm's own options."""
-    from ftbench.memory.budget import parse_bytes
-    from ftbench.recipe import Recipe, read_recipe
-
-    recipe = read_recipe(name)
-    given = {key: value for key, value in changes.items() if value is not None}
-    if "budget" in given:
-        given["memory_budget"] = parse_bytes(given.pop("budget"))
-    options: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        owner, dot, option = key.partition(".")
-        if not separator or not key:
-            raise UsageError(f"--set {setting}: write NAME=VALUE, for example lora.rank=32")
-        if dot:
-            registry.find(owner)
-            options.setdefault(owner, {})[option] = _value(value)
-        elif key not in Recipe.model_fields or key in ("algorithm", "options"):
-            raise UsageError(
-                f"--set {key}: no such setting; {nearest(key, Recipe.model_fields)}, or ALGORITHM.OPTION=VALUE"
-            )
-        else:
-            given[key] = _value(value)
-    if "data" in given and given["data"] != recipe.data and "topic" not in given:
-        raise UsageError(
-            f"--data {given['data']} needs a --topic: a shipped one, a file of words, or what your own pairs are about"
-        )
-    if "model" in given and given["model"] != recipe.model:
-        given.setdefault("revision", None)
-    return recipe.change(**given), options
-
-
-def _value(text: str) -> Any:
-    """Read a value as TOML does (32, 0.1, true, "text"); what is not TOML is text."""
-    import tomllib
-
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registry: "Registry") -> "Recipe":
-    """Return the recipe for one algorithm, its defaults written out."""
-    from ftbench.execution.starting import find_start
-    from ftbench.plugins import merged
-
-    held = recipe.options if recipe.algorithm == name else {}
-    algorithm = registry.make(name, merged(held, options))
-    untrained = algorithm.needs == "nothing"
-    values = algorithm.config.model_dump(mode="json", exclude={"learning_rate"} if untrained else None)
-    changed = recipe.change(algorithm=name, options=values, start=None if untrained else recipe.start)
-    find_start(changed, registry)  # what is wrong with it shows before the first run
-    return changed
 
 
 def _check_inputs(recipe: "Recipe") -> tuple[str, str | None]:

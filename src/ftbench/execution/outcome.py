@@ -1,6 +1,10 @@
 """From what is known of a run to its result."""
 
+from dataclasses import asdict
+from typing import Any
+
 from ftbench.execution.phases import Facts
+from ftbench.memory.meter import Meter
 from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
 from ftbench.results.result import Measures, Result, Status
@@ -10,16 +14,7 @@ def build_result(
     recipe: Recipe, registry: Registry, facts: Facts, status: Status, reason: str | None, started: str
 ) -> Result:
     """Put what is known of a run into its result."""
-    measures = dict(facts.measures)
-    if facts.meter:
-        main_phase = "train" if "train" in facts.meter.peak else "evaluate"
-        measures |= {
-            "peak_memory_bytes": facts.meter.peak.get(main_phase),
-            "peak_reserved_bytes": facts.meter.reserved.get(main_phase),
-            "memory_kind": facts.meter.kind,
-            "phase_seconds": facts.meter.seconds,
-            "phase_peak_bytes": facts.meter.peak,
-        }
+    measures = facts.measures | (_memory(facts.meter) if facts.meter else {})
     plugin = registry.plugin_of(recipe.algorithm)
     return Result(
         status=status,
@@ -36,6 +31,24 @@ def build_result(
         start=facts.start,
         data=facts.data,
         judge=facts.judge,
+        memory_plan=facts.memory_plan,
         measures=Measures(**measures),
         environment=facts.environment,
     )
+
+
+def _memory(meter: Meter) -> dict[str, Any]:
+    """The figures of memory and time; the peak is CUDA's own, and on the CPU that of the tensors that were counted."""
+    phase = "train" if "train" in meter.peak else "evaluate"
+    tensors = meter.tensors.get(phase)
+    on_cpu = meter.device.type == "cpu"
+    return {
+        "peak_memory_bytes": tensors.total if on_cpu and tensors else meter.peak.get(phase),
+        "memory_kind": "tensors" if on_cpu and tensors else meter.kind,
+        "peak_parts": asdict(tensors) if tensors else {},
+        "peak_resident_bytes": meter.peak.get(phase) if on_cpu else None,
+        "peak_reserved_bytes": meter.reserved.get(phase),
+        "phase_seconds": meter.seconds,
+        "phase_peak_bytes": meter.peak,
+        "phase_tensor_bytes": {name: parts.total for name, parts in meter.tensors.items()},
+    }

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +14,28 @@ from ftbench.evaluation.judge import VERSION, Judge, judge_digest, train_judge
 from ftbench.evaluation.statistics import distinct, rise, share
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
+from ftbench.execution.fitting import plan_memory, plan_training
+from ftbench.execution.forecast import Question
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.files import folder_bytes, write_jsonl
 from ftbench.memory.budget import enforce_budget
+from ftbench.memory.fit import Fit
 from ftbench.memory.meter import Meter
 from ftbench.models.chat import ChatFormat
-from ftbench.models.loading import context_length, load_model, load_tokenizer
+from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.models.resolve import resolve_model
+from ftbench.models.skeleton import load_config
 from ftbench.recipe import BASELINE, Recipe
-from ftbench.results.result import DataFacts, Environment, JudgeFacts, StartFacts
+from ftbench.results.result import DataFacts, Environment, JudgeFacts, MemoryPlan, StartFacts
 from ftbench.results.store import METRICS, MODEL, REPLIES
 from ftbench.training.batching import Plan
-from ftbench.training.encoding import Encoded, encode
+from ftbench.training.encoding import Encoded
 from ftbench.training.trainer import OptimiserSettings, Training
+from ftbench.training.watch import vocabulary
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -46,6 +52,7 @@ class Facts:
     judge: JudgeFacts | None = None
     environment: Environment | None = None
     meter: Meter | None = None
+    memory_plan: MemoryPlan | None = None
     measures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,17 +101,19 @@ class RunInProgress:
             facts.system_prompt = self.algorithm.system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
-            enforce_budget(recipe.memory_budget, device)
-            load = load_from(self.start, lambda folder: load_model(folder or files.folder, device))
-            model = load(None)
-            facts.measures["total_parameters"] = sum(p.numel() for p in model.parameters())
-        if self.algorithm.needs != "nothing":
-            self._teach(model, chat, data)
-            del model  # or two models stood in memory from here on
+        load = load_from(self.start, lambda folder: load_model(folder or files.folder, device))
+        if self.algorithm.needs == "nothing":
+            model = self._load(load, device)
+        else:
+            encoded, plan = plan_training(recipe, self.algorithm, data, chat, load_config(files.folder))
+            self._note_data(data, encoded)
+            fit = self._fit(Question(files.folder, plan, device, recipe.start))
+            self._teach(self._load(load, device), chat, plan, fit)
             gc.collect()  # a trainer of an algorithm's own may hold on to it in a circle
             with self._phase("reload"):
                 model = self._reload(load)
-        with self._phase("evaluate", len(data.evaluation)):
+        counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model))
+        with self._phase("evaluate", len(data.evaluation)), counting:
             items = self._evaluate(model, chat, data, judge)
         self._score(items)
         write_jsonl(self.folder / REPLIES, (item.model_dump() for item in items))
@@ -139,34 +148,48 @@ class RunInProgress:
             completions_cut=encoded.cut if encoded else 0,
         )
 
-    def _teach(self, model: "PreTrainedModel", chat: ChatFormat, data: TaskData) -> None:
+    def _fit(self, question: Question) -> Fit:
+        """Choose the micro-batch under the recipe's memory budget; without one it is the recipe's."""
+        if self.recipe.memory_budget is None:
+            return Fit(self.recipe.micro_batch_tokens)
+        with self._phase("plan"):
+            found = plan_memory(self.recipe, self.algorithm, question, question.device.type)
+            self.facts.memory_plan = found
+        return Fit(found.micro_batch_tokens, found.checkpointing)
+
+    def _load(self, load: LoadBase, device: "torch.device") -> "PreTrainedModel":
+        """Load the model that is trained or, as it is, evaluated; from here on the budget holds."""
+        with self._phase("load"):
+            enforce_budget(self.recipe.memory_budget, device)
+            model = load(None)
+            self.facts.measures["total_parameters"] = sum(p.numel() for p in model.parameters())
+        return model
+
+    def _teach(self, model: "PreTrainedModel", chat: ChatFormat, plan: Plan, fit: Fit) -> None:
         """Adapt, train and save. The model is not returned: what is evaluated is what was saved."""
         import torch
 
         recipe, measures = self.recipe, self.facts.measures
-        limit = min(recipe.max_length, context_length(model))
-        encoded = encode(data.train, chat, limit, preferences=self.algorithm.needs == "preferences")
-        self._note_data(data, encoded)
-        plan = Plan(
-            encoded.examples,
-            recipe.tokens,
-            recipe.effective_batch_size,
-            recipe.micro_batch_tokens,
-            recipe.seed,
-            recipe.training_seconds,
-        )
-        with self._phase("adapt"):
+        with self._phase("adapt"), self._meter.counting("adapt", model.parameters(), vocabulary(model)):
             torch.manual_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
-            model = self.algorithm.adapt(model, [example.chosen.ids for example in encoded.examples])
+            model = self.algorithm.adapt(model, [example.chosen.ids for example in plan.examples])
             measures["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         settings = OptimiserSettings(
             self.algorithm.config.learning_rate, recipe.weight_decay, recipe.warmup, recipe.max_grad_norm
         )
+        start = self.start.run.folder.name if self.start else None
         with self._phase("train", recipe.tokens):
             log = StepLog(self.events.send, self._meter.read_peak)
-            start = self.start.run.folder.name if self.start else None
-            self.algorithm.train(Training(model, chat.tokenizer, plan, settings, log, start, self.algorithm.packed))
+            packed = self.algorithm.packed
+            training = Training(model, chat.tokenizer, plan, fit, settings, log, start, packed)
+            try:
+                self.algorithm.train(training)
+            finally:
+                self._meter.keep_tensors("train", training.watch.peaks.values())
+                measures["reductions"] = [asdict(reduction) for reduction in fit.reductions]
             measures |= log.measures(recipe.algorithm)
+            if not self.algorithm.own_trainer:
+                measures |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}
         write_jsonl(self.folder / METRICS, log.rows)
         with self._phase("save"):
             saved = self.folder / MODEL

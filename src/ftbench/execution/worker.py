@@ -19,13 +19,11 @@ from ftbench.execution.phases import Facts, RunInProgress
 from ftbench.execution.starting import find_start
 from ftbench.files import write_json
 from ftbench.memory.budget import format_bytes
+from ftbench.memory.fit import is_out_of_memory
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe, read_recipe
-from ftbench.results.result import Status
+from ftbench.results.result import MemoryPlan, Status
 from ftbench.results.store import MODEL, RECIPE, RESULT, read_run
-
-# torch raises plain RuntimeErrors on the CPU; these are the words of its allocator, and of mmap and safetensors.
-_ALLOCATION_FAILED = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 
 
 def main() -> None:
@@ -46,7 +44,7 @@ def main() -> None:
         start = find_start(recipe, registry)
         RunInProgress(recipe, algorithm, start, folder, baseline, events, facts).carry_out()
     except Exception as error:
-        status, reason = _judge_error(error, recipe)
+        status, reason = _judge_error(error, recipe, facts.memory_plan)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         with suppress(OSError):  # the disk may be full
             traceback.print_exc()
@@ -54,12 +52,14 @@ def main() -> None:
     write_json(folder / RESULT, result.model_dump(mode="json"))
 
 
-def _judge_error(error: Exception, recipe: Recipe) -> tuple[Status, str]:
+def _judge_error(error: Exception, recipe: Recipe, plan: MemoryPlan | None) -> tuple[Status, str]:
     """Tell an out-of-memory, whatever library raised it, from other failures; one line for either."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in _ALLOCATION_FAILED):
+    if is_out_of_memory(error):
         budget = f" under a budget of {format_bytes(recipe.memory_budget)}" if recipe.memory_budget else ""
-        return "out-of-memory", f"an allocation failed{budget}: {text[:200] or type(error).__name__}"
+        needed = plan.needed_bytes if plan and not plan.fits else None
+        advice = f"; {format_bytes(needed)} should do (predicted)" if needed else ""
+        return "out-of-memory", f"an allocation failed{budget}{advice}: {text[:200] or type(error).__name__}"
     if isinstance(error, Skip):
         return "skipped", text
     if isinstance(error, FtbenchError):

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 
-from ftbench.memory.budget import format_bytes
 from ftbench.recipe import Recipe
 from ftbench.results.result import Result
 from ftbench.results.store import Run
@@ -59,17 +58,20 @@ def terms(result: Result) -> dict[str, str]:
         "data": (result.data.origin if result.data else recipe.data)
         + (f" ({result.data.digest[:8]})" if result.data else ""),
         "task": f"{recipe.task} '{recipe.topic}'",
-        "training": _length(recipe) + f", {recipe.effective_batch_size} prompts a step, "
+        "training": _length(recipe) + f", {recipe.effective_batch_size} {_prompts(recipe)} a step, "
         f"{recipe.max_length} tokens at most, weight decay {recipe.weight_decay:g}, warm-up {recipe.warmup:g}, "
-        f"gradient norm {recipe.max_grad_norm:g}, micro-batches of {recipe.micro_batch_tokens:,} tokens",
+        f"gradient norm {recipe.max_grad_norm:g}, micro-batches of {recipe.micro_batch_tokens:,} tokens at most",
         "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
         + f"greedy, {recipe.max_new_tokens} tokens at most",
         "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
         if result.judge
         else "?",
-        "memory budget": format_bytes(recipe.memory_budget) if recipe.memory_budget else "none",
         "hardware": f"{result.environment.hardware}, {result.environment.cores} cores" if result.environment else "?",
     }
+
+
+def _prompts(recipe: Recipe) -> str:
+    return "prompt" if recipe.effective_batch_size == 1 else "prompts"
 
 
 def _length(recipe: Recipe) -> str:
@@ -92,6 +94,8 @@ _MEASURED_TERMS = {
 def _asked(result: Result) -> str:
     """What the recipe asks, apart from the algorithm and the seed."""
     return json.dumps(
-        result.recipe.model_dump(exclude={"name", "algorithm", "options", "start", "seed", "time_limit"}),
+        result.recipe.model_dump(
+            exclude={"name", "algorithm", "options", "start", "seed", "time_limit", "memory_budget"}
+        ),
         sort_keys=True,
     )

@@ -49,6 +49,35 @@ class StartFacts(BaseModel):
     tokens: int = Field(description="real tokens that it was trained on, those of its own start included")
 
 
+class MemoryPlan(BaseModel):
+    """What was predicted before training under a memory budget, and what was chosen; bytes of tensors."""
+
+    model_config = ConfigDict(frozen=True)
+
+    micro_batch_tokens: int = Field(description="real tokens of a forward pass, at most")
+    checkpointing: bool = Field(description="whether activations are computed again in the backward pass")
+    accumulation: int | None = Field(None, description="micro-batches of a step, at most")
+    fits: bool | None = Field(None, description="whether it should fit; None where it cannot be predicted")
+    predicted_bytes: int | None = None
+    predicted_parts: dict[str, int] = Field(default_factory=dict)
+    moment: str | None = Field(None, description="when the peak is reached")
+    needed_bytes: int | None = Field(
+        None, description="the budget that should do: for this cut where it fits, else the smallest"
+    )
+    reason: str | None = Field(None, description="why it cannot be predicted")
+
+
+class MemoryReduction(BaseModel):
+    """A step ran out of memory and was done again with this from then on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    step: int
+    micro_batch_tokens: int
+    checkpointing: bool
+
+
 class Measures(BaseModel):
     """The figures of a run. Bytes, seconds, real tokens; a figure that was not reached is None."""
 
@@ -72,10 +101,18 @@ class Measures(BaseModel):
     peak_memory_bytes: int | None = Field(
         None, description="highest while training; without training, while evaluating"
     )
+    peak_parts: dict[str, int] = Field(
+        default_factory=dict, description="bytes of tensors at that peak, by what they are"
+    )
+    peak_resident_bytes: int | None = Field(None, description="of the process on the CPU, interpreter and all")
+    micro_batch_tokens: int | None = Field(None, description="real tokens of a forward pass, at the end of training")
+    checkpointing: bool | None = Field(None, description="whether activations were computed again, at the end")
+    reductions: list[MemoryReduction] = Field(default_factory=list, description="steps that ran out of memory")
     peak_reserved_bytes: int | None = Field(None, description="what CUDA's allocator held; none on the CPU")
     memory_kind: str = Field("resident", description="what the memory peaks count")
     phase_seconds: dict[str, float] = Field(default_factory=dict)
     phase_peak_bytes: dict[str, int] = Field(default_factory=dict)
+    phase_tensor_bytes: dict[str, int] = Field(default_factory=dict, description="highest of live tensors, exactly")
 
 
 class Environment(BaseModel):
@@ -109,5 +146,6 @@ class Result(BaseModel):
     start: StartFacts | None = None
     data: DataFacts | None = None
     judge: JudgeFacts | None = None
+    memory_plan: MemoryPlan | None = None
     measures: Measures = Field(default_factory=Measures)
     environment: Environment | None = None

@@ -9,6 +9,11 @@ from ftbench.memory.budget import format_bytes
 from ftbench.results.result import Result
 from ftbench.results.store import Run
 
+_OWN_SECTIONS = {
+    "phase_seconds", "phase_peak_bytes", "phase_tensor_bytes", "peak_parts", "micro_batch_tokens", "checkpointing",
+    "reductions",
+}  # fmt: skip
+
 
 def describe_run(run: Run, replies: int) -> str:
     """Return settings, figures and some replies as text.
@@ -22,6 +27,7 @@ def describe_run(run: Run, replies: int) -> str:
         f"{run.folder}\n{status}",
         _section("settings", _settings(result)),
         _section("figures", _figures(result)),
+        _section("memory", _memory(result)),
         _section("phases", _phases(result)),
     ]
     if result.status == "ok" and replies:
@@ -63,7 +69,7 @@ def _settings(result: Result) -> dict[str, str]:
 
 
 def _figures(result: Result) -> dict[str, str]:
-    measures = result.measures.model_dump(exclude={"phase_seconds", "phase_peak_bytes"}, exclude_none=True)
+    measures = result.measures.model_dump(exclude=_OWN_SECTIONS, exclude_none=True)
     rows = {f"  {key.replace('_', ' ')}": _value(key, value) for key, value in measures.items()}
     if result.judge:
         judge = result.judge
@@ -71,6 +77,33 @@ def _figures(result: Result) -> dict[str, str]:
             f"{judge.version} ({judge.digest[:8]}), held-out AUC {judge.auc:.3f}, threshold {judge.threshold:.2f}"
         )
     return rows
+
+
+def _memory(result: Result) -> dict[str, str]:
+    """What stood in memory at the peak, what was predicted and chosen, and which steps did not fit."""
+    measures, plan = result.measures, result.memory_plan
+    rows = {}
+    if measures.peak_parts:
+        rows["  tensors at the peak"] = _parts(measures.peak_parts)
+    if plan and plan.reason:
+        rows["  predicted"] = f"nothing: {plan.reason}"
+    elif plan and plan.predicted_bytes:
+        verdict = "fits" if plan.fits else "does not fit"
+        rows["  predicted"] = f"{_parts(plan.predicted_parts)} ({plan.moment}); {verdict}"
+        rows["  budget needed"] = f"{format_bytes(plan.needed_bytes or 0)} for what was predicted"
+    if measures.micro_batch_tokens is not None:
+        again = ", activations computed again" if measures.checkpointing else ""
+        rows["  micro-batches"] = f"{measures.micro_batch_tokens:,} tokens at most{again}"
+    for reduction in measures.reductions:
+        again = ", activations computed again" if reduction.checkpointing else ""
+        place = f"step {reduction.step + 1} of stage '{reduction.stage}'"
+        rows[f"  out of memory in {place}"] = f"done again with {reduction.micro_batch_tokens:,} tokens{again}"
+    return rows
+
+
+def _parts(parts: dict[str, int]) -> str:
+    total = format_bytes(sum(parts.values()))
+    return f"{total}: " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
 
 
 def _value(key: str, value: Any) -> str:
@@ -88,12 +121,15 @@ def _value(key: str, value: Any) -> str:
 
 
 def _phases(result: Result) -> dict[str, str]:
-    peaks = result.measures.phase_peak_bytes
-    kind = result.measures.memory_kind
-    return {
-        f"  {phase}": f"{seconds:8.1f} s   peak {format_bytes(peaks.get(phase, 0))} {kind}"
-        for phase, seconds in result.measures.phase_seconds.items()
-    }
+    measures = result.measures
+    kind = "resident" if measures.peak_resident_bytes is not None else measures.memory_kind
+
+    def line(phase: str, seconds: float) -> str:
+        tensors = measures.phase_tensor_bytes.get(phase)
+        counted = f", tensors {format_bytes(tensors)}" if tensors else ""
+        return f"{seconds:8.1f} s   peak {format_bytes(measures.phase_peak_bytes.get(phase, 0))} {kind}{counted}"
+
+    return {f"  {phase}": line(phase, seconds) for phase, seconds in measures.phase_seconds.items()}
 
 
 def _reply(item: dict[str, Any]) -> str:

@@ -51,17 +51,23 @@ def _trained_on(value: Any) -> str:
     return f"{value['prompts']:,} / {value['sequences']:,} / {value['tokens']:,}"
 
 
+def _cut(value: Any) -> str:
+    return f"{value['micro_batch_tokens']:,}" + (" + checkpointing" if value["checkpointing"] else "")
+
+
 COLUMNS = (
     Column("algorithm", "algorithm", str),
     Column("seed", "seed", str),
     Column("options", "options", str),
     Column("start", "started from", str),
+    Column("memory_budget", "memory budget", format_bytes),
     Column("status", "status", str),
     Column("adherence", "adherence ↑ [95 %]", _share),
     Column("distinct", "distinct ↑", _share),
     Column("forgetting", "forgetting ↓ nats/token [95 %]", _nats),
     Column("peak_memory_bytes", "peak memory ↓", _bytes),
     Column("peak_reserved_bytes", "reserved ↓", _bytes),
+    Column("cut", "micro-batch", _cut),
     Column("tokens_per_second", "tokens/s ↑", lambda value: f"{value['mean']:.0f}"),
     Column("training_seconds", "training s ↓", lambda value: f"{value['mean']:.0f}"),
     Column("trained_on", "prompts / sequences / tokens", _trained_on),
@@ -79,6 +85,9 @@ _MEASURED = (
     "tokens_per_second",
     "training_seconds",
 )
+
+
+_PARTS = {"trained_on": ("prompts", "sequences", "tokens"), "cut": ("micro_batch_tokens", "checkpointing")}
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,18 @@ def build_groups(runs: Sequence[Run], sort: str | None = None) -> list[Group]:
     if sort is not None and sort not in keys:
         raise UsageError(f"no such column '{sort}'; {nearest(sort, keys)}")
     return [
-        Group(terms(members[0].result), _sorted([_row(run) for run in members], sort)) for members in comparable(runs)
+        Group(terms(members[0].result) | _one_budget(members), _sorted([_row(run) for run in members], sort))
+        for members in comparable(runs)
     ]
+
+
+def _one_budget(runs: Sequence[Run]) -> dict[str, str]:
+    """Name the memory budget where it is the same for all; where not, it has a column."""
+    budgets = {run.result.recipe.memory_budget for run in runs}
+    if len(budgets) > 1:
+        return {}
+    budget = budgets.pop()
+    return {"memory budget": format_bytes(budget) if budget else "none"}
 
 
 def _row(run: Run) -> Row:
@@ -118,6 +137,7 @@ def _row(run: Run) -> Row:
         "seed": result.recipe.seed,
         "options": ", ".join(f"{key}={value}" for key, value in result.recipe.options.items()),
         "start": f"{result.start.run} ({result.start.tokens:,} tokens)" if result.start else None,
+        "memory_budget": result.recipe.memory_budget,
         "status": result.status,
         "reason": result.reason,
         "adherence": measures.adherence.model_dump() if measures.adherence else None,
@@ -126,6 +146,9 @@ def _row(run: Run) -> Row:
         "peak_memory_bytes": single(measures.peak_memory_bytes),
         "peak_reserved_bytes": single(measures.peak_reserved_bytes),
         "memory_kind": measures.memory_kind,
+        "cut": {"micro_batch_tokens": measures.micro_batch_tokens, "checkpointing": measures.checkpointing}
+        if measures.micro_batch_tokens
+        else None,
         "tokens_per_second": single(measures.tokens_per_second),
         "training_seconds": single(measures.training_seconds),
         "trained_on": {
@@ -199,12 +222,15 @@ def _shared_terms(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _shown(rows: list[Row]) -> list[Column]:
-    """Leave out columns that say nothing here: empty ones, a single seed, options that do not tell rows apart."""
+    """Leave out columns that say nothing here: empty ones, and what does not tell rows apart."""
     names = [row["algorithm"] for row in rows]
     several_seeds = len({row["seed"] for row in rows}) > 1
     several_options = len({(row["algorithm"], row["options"]) for row in rows}) > len(set(names))
     hidden = {"seed"} if not several_seeds else set()
     hidden |= {"options"} if not several_options else set()
+    hidden |= {"memory_budget"} if len({row["memory_budget"] for row in rows}) == 1 else set()
+    cuts = {tuple(row["cut"].values()) for row in rows if row["cut"]}
+    hidden |= {"cut"} if len(cuts) <= 1 and not any(row["memory_budget"] for row in rows) else set()
     return [
         column for column in COLUMNS if column.key not in hidden and any(row[column.key] is not None for row in rows)
     ]
@@ -247,8 +273,8 @@ def _csv(rows: list[Row]) -> str:
                 cells |= {f"{key}.{part}": part_value for part, part_value in value.items()}
             elif key in _MEASURED:
                 cells |= {f"{key}.{part}": None for part in Measured.model_fields}
-            elif key == "trained_on":
-                cells |= {f"{key}.{part}": None for part in ("prompts", "sequences", "tokens")}
+            elif key in _PARTS:
+                cells |= {f"{key}.{part}": None for part in _PARTS[key]}
             else:
                 cells[key] = value
         flat.append(cells)

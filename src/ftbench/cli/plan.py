@@ -1,0 +1,73 @@
+"""`ftbench plan`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ftbench.cli.asking import asking, read_recipes
+from ftbench.cli.common import echo_json, echo_table, json_option, out_option, registry_with_warnings
+
+if TYPE_CHECKING:
+    from ftbench.execution.planning import PlannedRun
+
+
+@click.command(name="plan")
+@asking
+@json_option
+@out_option
+def command(
+    algorithms: tuple[str, ...],
+    recipe_name: str,
+    settings: tuple[str, ...],
+    as_json: bool,
+    out: Path,
+    **changes: Any,
+) -> None:
+    """Predict what training takes in memory, and how a step is cut to fit under a budget, without running anything.
+
+    Reads the model's configuration, not its weights, so that the model may be far larger than this machine. The
+    effective batch stays the recipe's: what does not fit at once is accumulated.
+    """
+    from ftbench.execution.planning import Planner
+
+    registry = registry_with_warnings()
+    recipes = read_recipes(algorithms, recipe_name, settings, changes, out, registry)
+    planner = Planner(registry)
+    rows = [planner.plan(recipe) for recipe in recipes]
+    if as_json:
+        echo_json([row.model_dump(mode="json") for row in rows])
+    else:
+        _print(rows, planner.notes)
+
+
+def _print(rows: "Sequence[PlannedRun]", notes: Sequence[str]) -> None:
+    from ftbench.memory.budget import format_bytes
+
+    budgets = any(row.memory_budget for row in rows)
+    parts = ("parameters", "gradients", "optimiser", "activations", "logits")
+    lines = []
+    for row in rows:
+        plan = row.plan
+        if plan is None or plan.predicted_bytes is None:
+            continue
+        line = [row.algorithm]
+        if budgets:
+            line += [
+                format_bytes(row.memory_budget or 0),
+                "yes" if plan.fits else f"no: {format_bytes(plan.needed_bytes or 0)}",
+            ]
+        line += [format_bytes(plan.predicted_bytes), *(format_bytes(plan.predicted_parts[part]) for part in parts)]
+        line += [f"{plan.micro_batch_tokens:,}", str(plan.accumulation), "yes" if plan.checkpointing else "no"]
+        lines.append(line)
+    headings = ["algorithm", *(["budget", "fits"] if budgets else []), "peak", *parts]
+    headings += ["micro-batch (tokens)", "micro-batches a step", "checkpointing"]
+    if lines:
+        echo_table(lines, headings)
+        click.echo()
+    for row in rows:
+        if row.reason:
+            click.echo(f"- {row.algorithm}: {row.reason}")
+    for note in notes:
+        click.echo(f"- {note}")

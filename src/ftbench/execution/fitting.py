@@ -1,0 +1,79 @@
+"""What a run trains on, in which steps, and how these are cut under its memory budget."""
+
+from copy import deepcopy
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ftbench.algorithm import Algorithm
+from ftbench.data.task import TaskData
+from ftbench.errors import Unpredictable
+from ftbench.execution.forecast import Question, forecast, ways_to_cut
+from ftbench.memory.budget import budget_for, room_under
+from ftbench.memory.plan import Forecast, choose, smallest
+from ftbench.models.chat import ChatFormat
+from ftbench.models.loading import context_length
+from ftbench.recipe import Recipe
+from ftbench.results.result import MemoryPlan
+from ftbench.training.batching import Plan
+from ftbench.training.encoding import Encoded, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def plan_training(
+    recipe: Recipe, algorithm: Algorithm, data: TaskData, chat: ChatFormat, config: "PreTrainedConfig"
+) -> tuple[Encoded, Plan]:
+    """Turn the training examples into tokens, and these into the steps of a training.
+
+    Raises:
+        Skip, FtbenchError: as `encode` does.
+    """
+    limit = min(recipe.max_length, context_length(config))
+    encoded = encode(data.train, chat, limit, preferences=algorithm.needs == "preferences")
+    tokens, batch, seconds = recipe.tokens, recipe.effective_batch_size, recipe.training_seconds
+    return encoded, Plan(encoded.examples, tokens, batch, recipe.seed, seconds)
+
+
+def plan_memory(recipe: Recipe, algorithm: Algorithm, question: Question, device: str) -> MemoryPlan:
+    """Choose how to cut a step: the largest micro-batch that should fit under the recipe's budget.
+
+    Without a budget, or where not even the smallest should fit, the largest or the smallest peak is what it stays at;
+    where nothing can be predicted, the recipe's micro-batch.
+
+    Args:
+        recipe: with its budget.
+        algorithm: as it will be run; not changed.
+        question: to be forecast.
+        device: "cpu" or "cuda", what the budget is for.
+
+    Raises:
+        Skip: the algorithm does not apply to the model.
+        FtbenchError: the model's configuration cannot be read.
+    """
+    largest, *others = ways_to_cut(question.plan, recipe.micro_batch_tokens)
+    room = None if recipe.memory_budget is None else room_under(recipe.memory_budget, device)
+    try:
+        forecasts = forecast(question, deepcopy(algorithm), [largest])
+        if room is None:
+            return _as_plan(forecasts[0], None, device)
+        if choose(forecasts, room) is None:  # probing takes time: only where the first way does not do
+            forecasts += forecast(question, deepcopy(algorithm), others)
+    except Unpredictable as error:
+        return MemoryPlan(micro_batch_tokens=recipe.micro_batch_tokens, checkpointing=False, reason=str(error))
+    fitting, least = choose(forecasts, room), smallest(forecasts)
+    plan = _as_plan(fitting or least, fitting is not None, device)
+    return plan if fitting else plan.model_copy(update={"needed_bytes": budget_for(least.peak.total, device)})
+
+
+def _as_plan(chosen: Forecast, fits: bool | None, device: str) -> MemoryPlan:
+    return MemoryPlan(
+        micro_batch_tokens=chosen.cut.micro_batch_tokens,
+        checkpointing=chosen.cut.checkpointing,
+        accumulation=chosen.accumulation,
+        fits=fits,
+        predicted_bytes=chosen.peak.total,
+        predicted_parts=asdict(chosen.peak),
+        moment=chosen.moment,
+        needed_bytes=budget_for(chosen.peak.total, device),
+    )

@@ -1,0 +1,120 @@
+"""What an algorithm will take in memory on a model, from the model's configuration and fake tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftbench.algorithm import Algorithm
+from ftbench.errors import FtbenchError, Unpredictable
+from ftbench.memory.fit import Fit
+from ftbench.memory.parts import Parts
+from ftbench.memory.plan import Cut, Forecast, extrapolate, highest
+from ftbench.models.skeleton import build_skeleton, layer_count, load_config, with_layers, without_values
+from ftbench.training.batching import Plan
+from ftbench.training.probing import Probe
+from ftbench.training.trainer import OptimiserSettings, StepReport
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+DEPTHS = (2, 3)
+"""Layers of the models that are probed in place of one whose layers are all alike."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: on which model, with which data and settings, on which kind of device."""
+
+    folder: Path
+    plan: Plan
+    device: "torch.device"
+    start: str | None = None
+
+
+def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> list[Forecast]:
+    """Predict the highest point of training for each way to cut a step.
+
+    Args:
+        question: as it says.
+        algorithm: is changed as by a run.
+        cuts: ways to cut a step.
+
+    Raises:
+        Skip: the algorithm does not apply to the model.
+        Unpredictable: as it says.
+        FtbenchError: the configuration cannot be read.
+    """
+    if algorithm.own_trainer:
+        raise Unpredictable("it brings a trainer of its own")
+    config = load_config(question.folder)
+    layers = layer_count(config)
+    probes = [(depth, _probe(shallow, question, algorithm, cuts)) for depth, shallow in _depths(config, layers)]
+    forecasts = []
+    for way in cuts:
+        if len(probes) == 1:
+            peaks = dict(probes[0][1].found[way])
+        else:
+            (few, low), (more, high) = probes
+            peaks = extrapolate((few, low.found[way]), (more, high.found[way]), layers)
+        moment, peak = highest(peaks)
+        forecasts.append(Forecast(way, probes[0][1].accumulation[way], peak, moment))
+    return forecasts
+
+
+def ways_to_cut(plan: Plan, micro_batch_tokens: int) -> list[Cut]:
+    """Return what can be tried: from a whole step, at most `micro_batch_tokens`, halved down to one example."""
+    longest = max(example.tokens for example in plan.examples)
+    size = max(longest, min(micro_batch_tokens, max(step.tokens for step in plan.steps)))
+    sizes = [size]
+    while sizes[-1] > longest:
+        sizes.append(max(longest, sizes[-1] // 2))
+    return [Cut(size, checkpointing) for checkpointing in (False, True) for size in sizes]
+
+
+def _depths(config: "PreTrainedConfig", layers: int) -> "list[tuple[int, PreTrainedConfig]]":
+    """Return two shallow models to probe, or the whole one where its layers are few or not alike."""
+    if layers > DEPTHS[-1]:
+        shallow = [(depth, with_layers(config, depth)) for depth in DEPTHS]
+        if all(changed is not None for _, changed in shallow):
+            return [(depth, changed) for depth, changed in shallow if changed is not None]
+    return [(layers, config)]
+
+
+def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> Probe:
+    from ftbench.memory.ledger import Ledger
+
+    with without_values(question.device):
+        model = build_skeleton(config)
+        ledger = Ledger()
+        ledger.claim("parameters", model.parameters())
+        calibration = [example.chosen.ids for example in question.plan.examples]
+        try:
+            with ledger, ledger.moment("adapt"):
+                model = algorithm.adapt(model, calibration)
+            probe = Probe(
+                model,
+                None,  # type: ignore[arg-type]
+                question.plan,
+                Fit(cuts[0].micro_batch_tokens),
+                OptimiserSettings(1e-4, 0.0, 0.0, 1.0),
+                _nowhere,
+                question.start,
+                algorithm.packed,
+                cuts=tuple(cuts),
+            )
+            algorithm.train(probe)
+        except FtbenchError:
+            raise
+        except Exception as error:  # an algorithm may look at values, which fake tensors do not have
+            raise Unpredictable(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    if not probe.found:
+        raise Unpredictable("it brings a trainer of its own")
+    for peaks in probe.found.values():
+        peaks["adapt"] = ledger.peaks.get("adapt", Parts())
+    return probe
+
+
+def _nowhere(_: StepReport) -> None:
+    pass

@@ -1,0 +1,101 @@
+"""Plans for runs that are not made: from a model's configuration, the data where its tokenizer is there, no weights."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ftbench.algorithm import Algorithm
+from ftbench.data.task import build_task
+from ftbench.errors import FtbenchError, Skip
+from ftbench.execution.fitting import plan_memory, plan_training
+from ftbench.execution.forecast import Question
+from ftbench.models.chat import ChatFormat
+from ftbench.models.loading import context_length, load_tokenizer
+from ftbench.models.resolve import locate_description
+from ftbench.models.skeleton import load_config
+from ftbench.plugins import Registry
+from ftbench.recipe import Recipe
+from ftbench.results.result import MemoryPlan
+from ftbench.training.batching import Plan
+from ftbench.training.encoding import EncodedExample, TokenSequence
+
+
+class PlannedRun(BaseModel):
+    """What is predicted for a recipe; `reason` says why there is no plan, or why nothing could be predicted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    algorithm: str
+    memory_budget: int | None
+    plan: MemoryPlan | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Planner:
+    """Plans one recipe after the other; what several need is read once. `notes` says what holds for all."""
+
+    registry: Registry
+    notes: list[str] = field(default_factory=list)
+
+    def plan(self, recipe: Recipe) -> PlannedRun:
+        """Predict a recipe's training.
+
+        Raises:
+            FtbenchError: the model's configuration or the data cannot be read.
+        """
+        about = {"algorithm": recipe.algorithm, "memory_budget": recipe.memory_budget}
+        import torch
+
+        algorithm = self.registry.make(recipe.algorithm, recipe.options)
+        if algorithm.needs == "nothing":
+            return PlannedRun(**about, reason="nothing is trained")
+        reason = algorithm.skip(recipe)
+        if reason is not None:
+            return PlannedRun(**about, reason=f"skipped: {reason}")
+        folder = locate_description(recipe.model, recipe.revision)
+        # Without a card the CPU's kernels stand in for CUDA's.
+        probed = _device(recipe) if torch.cuda.is_available() else "cpu"
+        try:
+            question = Question(folder, self._training(recipe, algorithm, folder), torch.device(probed), recipe.start)
+            plan = plan_memory(recipe, algorithm, question, _device(recipe))
+        except Skip as error:
+            return PlannedRun(**about, reason=f"skipped: {error}")
+        if plan.reason:
+            return PlannedRun(**about, reason=f"cannot be predicted: {plan.reason}")
+        return PlannedRun(**about, plan=plan)
+
+    def _training(self, recipe: Recipe, algorithm: Algorithm, folder: Path) -> Plan:
+        config = load_config(folder)
+        try:
+            tokenizer = load_tokenizer(folder)
+        except FtbenchError:
+            self._note("the model's tokenizer is not there: every sequence is taken to be as long as the recipe allows")
+            return _longest(recipe, min(recipe.max_length, context_length(config)), algorithm)
+        data = _read(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+        chat = ChatFormat(tokenizer, algorithm.system_prompt(data.topic))
+        return plan_training(recipe, algorithm, data, chat, config)[1]
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+_read = cache(build_task)
+
+
+def _device(recipe: Recipe) -> str:
+    """What is planned for; a card may be asked for where there is none."""
+    import torch
+
+    return "cuda" if recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def _longest(recipe: Recipe, length: int, algorithm: Algorithm) -> Plan:
+    """Steps of sequences of full length, all of it completion but the first token."""
+    sequence = TokenSequence((0,) * length, 1)
+    example = EncodedExample(sequence, sequence if algorithm.needs == "preferences" else None)
+    batch = recipe.effective_batch_size
+    return Plan((example,) * batch, batch * example.tokens, batch, recipe.seed)

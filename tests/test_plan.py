@@ -1,0 +1,292 @@
+"""Predictions from fake tensors and shallow models, held against whole models and against what training takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftbench.cli import main
+from ftbench.errors import Unpredictable
+from ftbench.execution import forecast as forecasting
+from ftbench.execution.fitting import plan_memory
+from ftbench.execution.forecast import Question, forecast, ways_to_cut
+from ftbench.memory.budget import budget_for, parse_budget, room_under
+from ftbench.memory.fit import Fit, Reduction
+from ftbench.memory.parts import Parts
+from ftbench.memory.plan import Cut, Forecast, choose, extrapolate, highest, smallest
+from ftbench.models.loading import load_tokenizer
+from ftbench.plugins import load_plugins
+from ftbench.recipe import Recipe
+from ftbench.training.batching import Plan
+from ftbench.training.encoding import EncodedExample, TokenSequence
+from ftbench.training.trainer import OptimiserSettings, Training
+from tiny import drop_nothing, load
+from tiny_models import make_llama
+
+REGISTRY = load_plugins()
+CPU = torch.device("cpu")
+SIZES = st.integers(0, 2**40)
+PARTS = st.builds(Parts, SIZES, SIZES, SIZES, SIZES, SIZES)
+
+
+@pytest.fixture(scope="module")
+def deep_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 8 layers, so that it is predicted from shallower ones."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 8}
+    return make_llama(tmp_path_factory.mktemp("deep"), **sizes)
+
+
+def make_plan(lengths: tuple[int, ...], *, pairs: bool, steps: int = 3) -> Plan:
+    """Steps that all hold one example of each length, so that the heaviest is in every step."""
+    examples = [
+        EncodedExample(TokenSequence((5,) * length, 9), TokenSequence((6,) * (length - 3), 9) if pairs else None)
+        for length in lengths
+    ]
+    return Plan(tuple(examples), steps * sum(example.tokens for example in examples), len(lengths), seed=0)
+
+
+def train_for_real(folder: Path, name: str, plan: Plan, cut: Cut) -> Parts:
+    """Train, and return the highest point that was counted."""
+    plain, options = REGISTRY.resolve(name)
+    algorithm = REGISTRY.make(plain, options)
+    model = load(folder)
+    drop_nothing(model)
+    model = algorithm.adapt(model, [example.chosen.ids for example in plan.examples])
+    settings = OptimiserSettings(1e-4, 0.0, 0.0, 1.0)
+    fit = Fit(cut.micro_batch_tokens, cut.checkpointing)
+    tokenizer = load_tokenizer(folder)
+    training = Training(model, tokenizer, plan, fit, settings, lambda _: None, None, algorithm.packed)
+    algorithm.train(training)
+    return max(training.watch.peaks.values(), key=lambda parts: parts.total)
+
+
+def predict(folder: Path, name: str, plan: Plan, *cuts: Cut) -> list[Forecast]:
+    plain, options = REGISTRY.resolve(name)
+    return forecast(Question(folder, plan, CPU), REGISTRY.make(plain, options), cuts)
+
+
+ALL_CUTS = [Cut(10**6, False), Cut(150, False), Cut(10**6, True), Cut(150, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts"),
+    [
+        ("full", ALL_CUTS),
+        ("lora", ALL_CUTS),
+        ("dpo", ALL_CUTS),
+        *((name, ALL_CUTS[1:2]) for name in ("orpo", "simpo", "peft:dora", "peft:ia3", "peft:oft", "peft:vera")),
+    ],
+)
+def test_the_predicted_peak_is_what_training_takes(name: str, cuts: list[Cut], deep_llama: Path) -> None:
+    plain, options = REGISTRY.resolve(name)
+    pairs = REGISTRY.make(plain, options).needs == "preferences"
+    # Alike, so that no order of the examples makes another peak; enough for two steps in each of two stages.
+    plan = make_plan((60,) * 6, pairs=pairs, steps=8)
+    for cut, predicted in zip(cuts, predict(deep_llama, name, plan, *cuts), strict=True):
+        measured = train_for_real(deep_llama, name, plan, cut)
+        assert predicted.peak.total == pytest.approx(measured.total, rel=0.05), cut
+        assert predicted.peak.parameters == measured.parameters
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "dpo"])
+def test_two_shallow_models_tell_what_the_whole_one_would(
+    name: str, deep_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan((200, 180, 150), pairs=name == "dpo")
+    cuts = [Cut(10**6, False), Cut(200, False), Cut(10**6, True)]
+    shallow = predict(deep_llama, name, plan, *cuts)
+    monkeypatch.setattr(forecasting, "DEPTHS", (8, 9))
+    whole = predict(deep_llama, name, plan, *cuts)
+    for guessed, seen in zip(shallow, whole, strict=True):
+        assert guessed.peak.total == pytest.approx(seen.peak.total, rel=0.01)
+        assert guessed.accumulation == seen.accumulation
+
+
+def test_layers_that_are_not_alike_are_probed_as_they_are(deep_llama: Path, tmp_path: Path) -> None:
+    config = json.loads((deep_llama / "config.json").read_text())
+    config["layer_types"] = ["full_attention", "sliding_attention"] * 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    from ftbench.models.skeleton import load_config, with_layers
+
+    assert with_layers(load_config(deep_llama), 3) is not None
+    assert with_layers(load_config(tmp_path), 3) is None
+
+
+@given(PARTS, PARTS, st.integers(1, 4), st.integers(1, 4), st.integers(8, 100))
+def test_what_is_a_straight_line_is_extrapolated_exactly(
+    fixed: Parts, layer: Parts, few: int, further: int, layers: int
+) -> None:
+    def of(count: int) -> Parts:
+        return Parts(*(a + count * b for a, b in zip(vars(fixed).values(), vars(layer).values(), strict=True)))
+
+    found = extrapolate((few, {"m": of(few)}), (few + further, {"m": of(few + further)}), layers)
+    assert vars(found["m"]) == pytest.approx(vars(of(layers)), rel=1e-9)
+
+
+def test_the_highest_moment_of_a_deep_model_may_be_another_than_that_of_a_shallow_one() -> None:
+    shallow = {"start": Parts(logits=100, activations=2), "end": Parts(gradients=20)}
+    deep = {"start": Parts(logits=100, activations=3), "end": Parts(gradients=30)}
+    assert highest(shallow)[0] == "start"
+    assert highest(extrapolate((2, shallow), (3, deep), 100)) == ("end", Parts(gradients=1000))
+
+
+FORECASTS = [
+    Forecast(Cut(400, False), 1, Parts(activations=900), "x"),
+    Forecast(Cut(200, False), 2, Parts(activations=1000), "x"),  # accumulation keeps the gradients
+    Forecast(Cut(100, False), 4, Parts(activations=700), "x"),
+    Forecast(Cut(400, True), 1, Parts(activations=500), "x"),
+    Forecast(Cut(100, True), 4, Parts(activations=450), "x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("room", "chosen"),
+    [(10**6, 0), (1000, 0), (899, 2), (700, 2), (699, 3), (500, 3), (499, 4), (450, 4), (449, None), (0, None)],
+)
+def test_the_largest_micro_batch_that_fits_is_chosen_and_checkpointing_only_if_it_must(
+    room: int, chosen: int | None
+) -> None:
+    assert choose(FORECASTS, room) == (None if chosen is None else FORECASTS[chosen])
+    assert smallest(FORECASTS) is FORECASTS[4]
+
+
+def test_ways_to_cut_go_from_a_whole_step_down_to_one_example() -> None:
+    plan = make_plan((30, 60, 45, 70), pairs=False)
+    assert [cut.micro_batch_tokens for cut in ways_to_cut(plan, 10**6)] == [205, 102, 70] * 2
+    assert [cut.micro_batch_tokens for cut in ways_to_cut(plan, 100)] == [100, 70] * 2
+    assert [cut.micro_batch_tokens for cut in ways_to_cut(plan, 1)] == [70] * 2
+    assert [cut.checkpointing for cut in ways_to_cut(plan, 1)] == [False, True]
+
+
+def test_the_effective_batch_is_never_what_gives_way(deep_llama: Path) -> None:
+    plan = make_plan((200,) * 8, pairs=False)
+    question = Question(deep_llama, plan, CPU)
+    recipe = Recipe(algorithm="full", effective_batch_size=8)
+    free = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
+    assert (free.micro_batch_tokens, free.accumulation, free.fits) == (1024, 2, None)
+    assert free.predicted_bytes is not None
+    tight = recipe.change(memory_budget=budget_for(free.predicted_bytes, "cpu") - 10**6)
+    fitted = plan_memory(tight, REGISTRY.make("full", {}), question, "cpu")
+    assert fitted.fits
+    assert fitted.micro_batch_tokens < 1024 or fitted.checkpointing
+    assert fitted.accumulation is not None
+    assert fitted.accumulation * (fitted.micro_batch_tokens // 200) >= 8
+    hopeless = plan_memory(recipe.change(memory_budget=10**6), REGISTRY.make("full", {}), question, "cpu")
+    assert hopeless.fits is False
+    assert hopeless.needed_bytes is not None
+    assert hopeless.needed_bytes > 10**6
+
+
+def test_an_algorithm_that_looks_at_values_or_brings_its_own_trainer_cannot_be_predicted(deep_llama: Path) -> None:
+    plan = make_plan((40, 40), pairs=True)
+    with pytest.raises(Unpredictable, match="trainer of its own"):
+        predict(deep_llama, "trl-dpo", plan, Cut(100, False))
+    algorithm = REGISTRY.make("full", {})
+
+    def look(model: Any, calibration: Any) -> Any:
+        assert next(iter(model.parameters())).sum().item() < 10**9
+        return model
+
+    algorithm.adapt = look  # type: ignore[method-assign]
+    with pytest.raises(Unpredictable, match="DataDependent"):
+        forecast(Question(deep_llama, plan, CPU), algorithm, [Cut(100, False)])
+
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 131072, "tie_word_embeddings": False, "rms_norm_eps": 1e-05,
+}  # fmt: skip
+
+
+def test_a_model_far_larger_than_the_machine_is_planned_from_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    script = """
+import resource, sys
+from ftbench.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+    command = ["plan", "--algo", "full", "--algo", "lora", "--model", str(tmp_path), "--memory-budget", "80GiB"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, "--json"], capture_output=True, text=True, check=False
+    )
+    full, lora = json.loads(done.stdout)
+    weights = 8_030_261_248 * 4
+    assert full["plan"]["predicted_parts"]["parameters"] == weights
+    assert full["plan"]["predicted_parts"]["optimiser"] == pytest.approx(2 * weights, rel=1e-6)
+    assert not full["plan"]["fits"]
+    assert full["plan"]["needed_bytes"] > 4 * weights
+    assert lora["plan"]["fits"]
+    assert lora["plan"]["predicted_bytes"] > weights
+    assert int(done.stderr.split()[-1]) < 2**20  # KiB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory-budget", "0"], "positive"),
+        (["--memory-budget", "-1GiB"], "memory budget"),
+        (["--memory-budget", "1GiB,"], "memory budget"),
+        (["--memory-budget", "0%"], "between 0% and 100%"),
+        (["--memory-budget", "101%"], "between 0% and 100%"),
+        (["--memory-budget", "99999999TiB"], "more than any machine"),
+        (["--algo", "lorra"], "lora"),
+        (["--model", "./nowhere"], "no such model folder"),
+    ],
+)
+def test_a_wrong_plan_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--algo", "full", *arguments])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_plan_for_several_budgets_has_a_line_for_each(deep_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--algo", "full", "--algo", "base", "--algo", "trl-sft", "--model", str(deep_llama),
+              "--memory-budget", "1MiB,2GiB"])  # fmt: skip
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "1.00 MiB" in out
+    assert "no: " in out
+    assert "2.00 GiB" in out
+    assert "- base: nothing is trained" in out
+    assert "- trl-sft: cannot be predicted: it brings a trainer of its own" in out
+
+
+@given(st.integers(0, 2**50), st.sampled_from(["cpu", "cuda"]))
+def test_what_is_asked_for_is_enough_and_a_byte_less_is_not(tensors: int, device: str) -> None:
+    budget = budget_for(tensors, device)
+    assert room_under(budget, device) >= tensors
+    assert tensors == 0 or room_under(budget - 1, device) < tensors
+
+
+def test_a_share_is_of_the_devices_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_budget("80%", lambda: 1000) == 800
+    assert parse_budget(" 12.5 % ", lambda: 1000) == 125
+    assert parse_budget("100%", lambda: 1000) == 1000
+    assert parse_budget("2KiB", lambda: pytest.fail("asked")) == 2048
+
+
+def test_the_fit_is_shared_by_all_stages() -> None:
+    fit = Fit(100)
+    assert fit.reduce("supervised", 0, [(3, 90), (1, 95)], can_checkpoint=True)
+    assert (fit.micro_batch_tokens, fit.checkpointing) == (45, False)
+    assert fit.reduce("train", 4, [(1, 30)], can_checkpoint=True)
+    assert (fit.micro_batch_tokens, fit.checkpointing) == (45, True)
+    assert not fit.reduce("train", 4, [(1, 30)], can_checkpoint=True)
+    assert fit.reductions == [
+        Reduction("supervised", 0, 45, checkpointing=False), Reduction("train", 4, 45, checkpointing=True)
+    ]  # fmt: skip
+    assert not Fit(100).reduce("train", 0, [(1, 90)], can_checkpoint=False)
