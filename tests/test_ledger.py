@@ -47,6 +47,15 @@ def test_what_was_there_before_counts_once_it_is_claimed() -> None:
         assert ledger.now.total == before + found - KIB
 
 
+def test_a_sparse_tensor_is_its_indices_and_values() -> None:
+    ledger = Ledger()
+    sparse = torch.eye(16).to_sparse()
+    ledger.claim("parameters", [sparse])
+    assert ledger.now == Parts(parameters=16 * 2 * 8 + 16 * 4)
+    ledger.claim_rest("activations")
+    assert ledger.now.parameters == 16 * 2 * 8 + 16 * 4
+
+
 def test_a_peak_belongs_to_its_own_moment() -> None:
     with Ledger() as ledger:
         with ledger.moment("big"):

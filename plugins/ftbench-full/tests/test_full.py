@@ -45,7 +45,7 @@ def test_saved_weights_are_safetensors(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_is_its_one_option() -> None:
-    assert configure(Full, {}).config.learning_rate == 2e-4
+    assert configure(Full, {}).config.learning_rate == 1.5e-4
     assert configure(Full, {"learning_rate": 1e-6}).config.learning_rate == 1e-6
     with pytest.raises(UsageError, match="algorithm 'full' has no option 'rank'"):
         configure(Full, {"rank": 4})

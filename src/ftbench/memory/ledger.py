@@ -69,8 +69,8 @@ class Ledger(TorchDispatchMode):
     def claim(self, part: str, tensors: Iterable[torch.Tensor | None]) -> None:
         """Say what tensors are, whether they were counted before or not."""
         for tensor in tensors:
-            if tensor is not None:
-                self._book.move(self._enter(tensor, part), part)
+            for key in self._enter(tensor, part) if tensor is not None else ():
+                self._book.move(key, part)
         self._look()
 
     def claim_rest(self, part: str) -> None:
@@ -111,15 +111,27 @@ class Ledger(TorchDispatchMode):
     def _part(self, tensor: torch.Tensor) -> str:
         return "logits" if tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary else "activations"
 
-    def _enter(self, tensor: torch.Tensor, part: str) -> int:
-        storage = tensor.untyped_storage()
-        key: int = storage._cdata
-        if key not in self._book.live:
-            self._book.add(key, storage.nbytes(), part)
-            weakref.finalize(storage, self._book.remove, key)
-        return key
+    def _enter(self, tensor: torch.Tensor, part: str) -> list[int]:
+        """Count a tensor's storages, if they are not yet; return what they are known by."""
+        keys = []
+        for storage in _storages(tensor):
+            key: int = storage._cdata
+            if key not in self._book.live:
+                self._book.add(key, storage.nbytes(), part)
+                weakref.finalize(storage, self._book.remove, key)
+            keys.append(key)
+        return keys
 
     def _look(self) -> None:
         if self._moment is not None and self._book.total >= self._highest:
             self._highest = self._book.total
             self.peaks[self._moment] = self.now
+
+
+def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+    """Return what a tensor's values lie in: one storage, of a sparse tensor those of its parts."""
+    if tensor.layout == torch.strided:
+        return [tensor.untyped_storage()]
+    if tensor.layout == torch.sparse_coo:
+        return [part.untyped_storage() for part in (tensor._indices(), tensor._values())]
+    return []
