@@ -1,5 +1,6 @@
 """`ftbench plan`."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ def command(
     registry = registry_with_warnings()
     recipes = read_recipes(algorithms, recipe_name, settings, changes, out, registry)
     planner = Planner(registry)
-    rows = [planner.plan(recipe) for recipe in recipes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' words to one another
+        rows = [planner.plan(recipe) for recipe in recipes]
     if as_json:
         echo_json([row.model_dump(mode="json") for row in rows])
     else:
