@@ -112,8 +112,7 @@ class RunInProgress:
             gc.collect()  # a trainer of an algorithm's own may hold on to it in a circle
             with self._phase("reload"):
                 model = self._reload(load)
-        counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model))
-        with self._phase("evaluate", len(data.evaluation)), counting:
+        with self._phase("evaluate", len(data.evaluation)):
             items = self._evaluate(model, chat, data, judge)
         self._score(items)
         write_jsonl(self.folder / REPLIES, (item.model_dump() for item in items))
