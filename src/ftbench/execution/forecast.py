@@ -54,7 +54,7 @@ def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> l
     forecasts = []
     for way in cuts:
         if len(probes) == 1:
-            peaks = dict(probes[0][1].found[way])
+            peaks = probes[0][1].found[way]
         else:
             (few, low), (more, high) = probes
             peaks = extrapolate((few, low.found[way]), (more, high.found[way]), layers)

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +185,7 @@ class RunInProgress:
                 self.algorithm.train(training)
             finally:
                 self._meter.keep_tensors("train", training.watch.peaks.values())
-                measures["reductions"] = [asdict(reduction) for reduction in fit.reductions]
+                measures["reductions"] = fit.reductions
             measures |= log.measures(recipe.algorithm)
             if not self.algorithm.own_trainer:
                 measures |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}

@@ -46,9 +46,9 @@ class Planner:
         Raises:
             FtbenchError: the model's configuration or the data cannot be read.
         """
-        about = {"algorithm": recipe.algorithm, "memory_budget": recipe.memory_budget}
         import torch
 
+        about = {"algorithm": recipe.algorithm, "memory_budget": recipe.memory_budget}
         algorithm = self.registry.make(recipe.algorithm, recipe.options)
         if algorithm.needs == "nothing":
             return PlannedRun(**about, reason="nothing is trained")

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ftbench.evaluation.statistics import Measured
+from ftbench.memory.fit import Reduction
 from ftbench.recipe import Recipe
 
 SCHEMA = 1
@@ -67,17 +68,6 @@ class MemoryPlan(BaseModel):
     reason: str | None = Field(None, description="why it cannot be predicted")
 
 
-class MemoryReduction(BaseModel):
-    """A step ran out of memory and was done again with this from then on."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stage: str
-    step: int
-    micro_batch_tokens: int
-    checkpointing: bool
-
-
 class Measures(BaseModel):
     """The figures of a run. Bytes, seconds, real tokens; a figure that was not reached is None."""
 
@@ -107,7 +97,7 @@ class Measures(BaseModel):
     peak_resident_bytes: int | None = Field(None, description="of the process on the CPU, interpreter and all")
     micro_batch_tokens: int | None = Field(None, description="real tokens of a forward pass, at the end of training")
     checkpointing: bool | None = Field(None, description="whether activations were computed again, at the end")
-    reductions: list[MemoryReduction] = Field(default_factory=list, description="steps that ran out of memory")
+    reductions: list[Reduction] = Field(default_factory=list, description="steps that ran out of memory")
     peak_reserved_bytes: int | None = Field(None, description="what CUDA's allocator held; none on the CPU")
     memory_kind: str = Field("resident", description="what the memory peaks count")
     phase_seconds: dict[str, float] = Field(default_factory=dict)

@@ -10,7 +10,7 @@ from ftbench.memory.parts import Parts
 from ftbench.memory.plan import Cut
 from ftbench.training.batching import MicroBatch, Plan, Step, cut
 from ftbench.training.logprobs import completion_logprobs
-from ftbench.training.step import Loss, accumulate, set_checkpointing
+from ftbench.training.step import Loss, accumulate, set_checkpointing, trainable
 from ftbench.training.trainer import Spent, Training
 from ftbench.training.watch import counted, vocabulary
 
@@ -40,9 +40,7 @@ class Probe(Training):
         """Probe the heaviest micro-batches of the stage."""
         import torch
 
-        parameters = [
-            parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.numel()
-        ]
+        parameters = trainable(self.model)
         optimiser = torch.optim.AdamW(parameters, fused=True)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)

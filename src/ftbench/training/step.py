@@ -8,6 +8,7 @@ from ftbench.training.batching import MicroBatch, Step
 from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -45,6 +46,11 @@ def accumulate(
             value.backward()
         total += value.detach()
     return total
+
+
+def trainable(model: "PreTrainedModel") -> "list[torch.nn.Parameter]":
+    """Return the parameters that training changes; a method may leave some without a single value."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.numel()]
 
 
 def can_checkpoint(model: "PreTrainedModel") -> bool:

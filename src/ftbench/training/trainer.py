@@ -13,7 +13,7 @@ from ftbench.memory.fit import Fit, free_memory, is_out_of_memory
 from ftbench.training.batching import Plan, cut
 from ftbench.training.logprobs import CompletionLogProbs
 from ftbench.training.reference import add_reference
-from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing
+from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing, trainable
 from ftbench.training.watch import StepWatch
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ class Training:
         """
         import torch
 
-        parameters = [
-            parameter for parameter in self.model.parameters() if parameter.requires_grad and parameter.numel()
-        ]
+        parameters = trainable(self.model)
         if not parameters:
             raise FtbenchError("the algorithm leaves no parameter trainable; its adapt() must")
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
