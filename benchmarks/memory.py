@@ -78,6 +78,8 @@ def _carry_out(case: Case) -> dict[str, Any]:
     from ftbench.execution.forecast import Question, forecast
     from ftbench.memory.fit import Fit
     from ftbench.memory.plan import Cut
+    from ftbench.models.loading import prepare
+    from ftbench.models.precision import choose_precision, torch_dtype
     from ftbench.models.skeleton import load_config
     from ftbench.plugins import load_plugins
     from ftbench.training.trainer import OptimiserSettings, Training
@@ -88,12 +90,13 @@ def _carry_out(case: Case) -> dict[str, Any]:
     plan = _plan(case, pairs=pairs)
     micro = case["micro_batch"] * plan.examples[0].tokens
     way = Cut(micro, case["checkpointing"])
-    (predicted,) = forecast(Question(folder, plan, device), registry.make(case["algorithm"], {}), [way])
+    precision = choose_precision("auto", device)
+    (predicted,) = forecast(Question(folder, plan, device, precision), registry.make(case["algorithm"], {}), [way])
     torch.manual_seed(0)
     with device:
-        model = AutoModelForCausalLM.from_config(load_config(folder), dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(load_config(folder), dtype=torch_dtype(precision))
     algorithm = registry.make(case["algorithm"], {})
-    model = algorithm.adapt(model.eval(), [])
+    model = algorithm.adapt(prepare(model.eval()), [])
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

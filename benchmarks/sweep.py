@@ -23,6 +23,7 @@ from ftbench.evaluation.statistics import distinct
 from ftbench.memory.fit import Fit
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_tokenizer
+from ftbench.models.precision import choose_precision
 from ftbench.models.resolve import resolve_model
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe, read_recipe
@@ -66,7 +67,8 @@ def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, jud
     plain, held = registry.resolve(name)
     algorithm = registry.make(plain, {**held, **options})
     folder = resolve_model(recipe.model, recipe.revision).folder
-    model = load_model(folder, torch.device("cpu"))
+    device = torch.device("cpu")
+    model = load_model(folder, device, choose_precision(recipe.precision, device))
     chat = ChatFormat(load_tokenizer(folder))
     encoded = encode(data.train, chat, recipe.max_length, preferences=algorithm.needs == "preferences")
     plan = Plan(encoded.examples, recipe.tokens, recipe.effective_batch_size, recipe.seed)

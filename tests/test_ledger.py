@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ftbench.memory.ledger import Ledger
 from ftbench.memory.parts import Parts
 from ftbench.training import watch
+from ftbench.training.optimiser import MasterAdamW
 from ftbench.training.watch import StepWatch
 from tiny import draw_pairs, load, make_training
 
@@ -152,26 +153,26 @@ def test_only_the_first_step_and_those_that_are_heavier_than_any_since_are_count
 
     monkeypatch.setattr(watch, "counted", noted)
     model, examples = load(tiny_llama), draw_pairs(0, 24)
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimiser = MasterAdamW(list(model.parameters()), 1e-3, 0.0)
     steps = StepWatch()
     heavy, light = max(examples, key=lambda e: e.tokens), min(examples, key=lambda e: e.tokens)
     seen = []
     for index, example in enumerate([heavy, light, light, heavy, light, heavy]):
-        with steps.step("train", index, [(example,)], model, optimiser) as moment, moment("all"):
+        with steps.step("train", index, [(example,)], model, optimiser.tensors) as moment, moment("all"):
             torch.zeros(1000)
         seen.append(len(counts))
     assert seen == [1, 2, 2, 3, 3, 3]
-    with steps.step("other", 0, [(light,)], model, optimiser):
+    with steps.step("other", 0, [(light,)], model, optimiser.tensors):
         pass
     assert len(counts) == 4
 
 
 def test_what_was_counted_is_kept_when_a_step_fails(tiny_llama: Path) -> None:
     model, steps = load(tiny_llama), StepWatch()
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimiser = MasterAdamW(list(model.parameters()), 1e-3, 0.0)
 
     def fail() -> None:
-        with steps.step("train", 0, [draw_pairs(0, 1)], model, optimiser) as moment, moment("all"):
+        with steps.step("train", 0, [draw_pairs(0, 1)], model, optimiser.tensors) as moment, moment("all"):
             torch.zeros(1000)
             raise MemoryError
 

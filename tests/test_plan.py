@@ -68,7 +68,7 @@ def train_for_real(folder: Path, name: str, plan: Plan, cut: Cut) -> Parts:
 
 def predict(folder: Path, name: str, plan: Plan, *cuts: Cut) -> list[Forecast]:
     plain, options = REGISTRY.resolve(name)
-    return forecast(Question(folder, plan, CPU), REGISTRY.make(plain, options), cuts)
+    return forecast(Question(folder, plan, CPU, "float32"), REGISTRY.make(plain, options), cuts)
 
 
 ALL_CUTS = [Cut(10**6, False), Cut(150, False), Cut(10**6, True), Cut(150, True)]
@@ -166,7 +166,7 @@ def test_ways_to_cut_go_from_a_whole_step_down_to_one_example() -> None:
 
 def test_the_effective_batch_is_never_what_gives_way(deep_llama: Path) -> None:
     plan = make_plan((200,) * 8, pairs=False)
-    question = Question(deep_llama, plan, CPU)
+    question = Question(deep_llama, plan, CPU, "float32")
     recipe = Recipe(algorithm="full", effective_batch_size=8)
     free = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
     assert (free.micro_batch_tokens, free.accumulation, free.fits) == (1024, 2, None)
@@ -195,7 +195,7 @@ def test_an_algorithm_that_looks_at_values_or_brings_its_own_trainer_cannot_be_p
 
     algorithm.adapt = look  # type: ignore[method-assign]
     with pytest.raises(Unpredictable, match="DataDependent"):
-        forecast(Question(deep_llama, plan, CPU), algorithm, [Cut(100, False)])
+        forecast(Question(deep_llama, plan, CPU, "float32"), algorithm, [Cut(100, False)])
 
 
 LLAMA_8B = {

@@ -280,15 +280,17 @@ def test_when_memory_runs_out_the_step_is_done_again_in_smaller_pieces(tiny_llam
     largest = max(example.tokens for example in plan.examples)
     whole, limited = load(tiny_llama), load(tiny_llama)
     expected = train(whole, plan)
-    sizes = run_out(limited, lambda tokens: tokens > 1.5 * largest)
+    run_out(limited, lambda tokens: tokens > 1.5 * largest)
     training, reports = make_training(limited, plan)
+    first = cut(plan.steps[0].examples, training.fit.micro_batch_tokens)
+    heaviest = max(sum(example.tokens for example in batch) for batch in first)
     training.run(DEFAULT.loss)
     assert [(r.tokens, r.prompts) for r in reports] == [(e.tokens, e.prompts) for e in expected]
     assert [r.loss for r in reports] == pytest.approx([e.loss for e in expected], rel=1e-4)
     assert [reduction.step for reduction in training.fit.reductions] == sorted(
         reduction.step for reduction in training.fit.reductions
     )
-    assert training.fit.reductions[0] == Reduction("train", 0, sizes[0] // 2, checkpointing=False)
+    assert training.fit.reductions[0] == Reduction("train", 0, heaviest // 2, checkpointing=False)
     assert not training.fit.checkpointing
     torch.testing.assert_close(weights(limited), weights(whole), rtol=1e-3, atol=1e-4)
 

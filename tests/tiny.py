@@ -89,5 +89,8 @@ def train(algorithm: Algorithm, model: PreTrainedModel, *, tokens: int = 800, ra
     rejected = [TokenSequence((*s.ids[:5], *reversed(s.ids[5:])), 5) if pairs else None for s in chosen]
     examples = [EncodedExample(*pair) for pair in zip(chosen, rejected, strict=True)]
     reports: list[StepReport] = []
-    algorithm.train(make_training(model, examples, tokens=tokens, learning_rate=rate, reports=reports))
+    training = make_training(
+        model, examples, tokens=tokens, learning_rate=rate, reports=reports, packed=algorithm.packed
+    )
+    algorithm.train(training)
     return reports

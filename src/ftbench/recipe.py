@@ -32,6 +32,9 @@ class Recipe(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own options")
     memory_budget: int | None = Field(None, ge=1, le=2**60, description="bytes that training may add; none is no limit")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="of weights and activations; auto is bf16 where the device has arithmetic for it"
+    )
     start: str | None = Field(None, description="folder of the run whose model training starts from")
     tokens: int = Field(60_000, ge=1, description="real tokens to train on")
     training_seconds: float | None = Field(None, gt=0, description="end training here even if tokens are left")

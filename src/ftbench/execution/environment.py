@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _PACKAGES = ("ftbench", "torch", "transformers", "datasets", "scikit-learn", "numpy")
 
 
-def describe(device: "torch.device") -> Environment:
-    """Name the hardware and the versions of what computes on it."""
+def describe(device: "torch.device", precision: str) -> Environment:
+    """Name the hardware, the precision, and the versions of what computes on it."""
     if device.type == "cuda":
         import torch
 
@@ -29,7 +29,11 @@ def describe(device: "torch.device") -> Environment:
     packages = dict.fromkeys([*_PACKAGES, *_needed_by_plugins()])
     versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
     return Environment(
-        hardware=hardware, cores=cores, system=f"{platform.system()} {platform.machine()}", versions=versions
+        hardware=hardware,
+        cores=cores,
+        precision=precision,
+        system=f"{platform.system()} {platform.machine()}",
+        versions=versions,
     )
 
 

@@ -10,6 +10,7 @@ from ftbench.errors import FtbenchError, Unpredictable
 from ftbench.memory.fit import Fit
 from ftbench.memory.parts import Parts
 from ftbench.memory.plan import Cut, Forecast, extrapolate, highest
+from ftbench.models.precision import Precision
 from ftbench.models.skeleton import build_skeleton, layer_count, load_config, with_layers, without_values
 from ftbench.training.batching import Plan
 from ftbench.training.probing import Probe
@@ -25,11 +26,12 @@ DEPTHS = (2, 3)
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: on which model, with which data and settings, on which kind of device."""
+    """What is asked: on which model, with which data and settings, on which kind of device, in which precision."""
 
     folder: Path
     plan: Plan
     device: "torch.device"
+    precision: Precision
     start: str | None = None
 
 
@@ -86,7 +88,7 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
     from ftbench.memory.ledger import Ledger
 
     with without_values(question.device):
-        model = build_skeleton(config)
+        model = build_skeleton(config, question.precision)
         ledger = Ledger()
         ledger.claim("parameters", model.parameters())
         calibration = [example.chosen.ids for example in question.plan.examples]

@@ -24,6 +24,7 @@ from ftbench.memory.fit import Fit
 from ftbench.memory.meter import Meter
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_tokenizer
+from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import resolve_model
 from ftbench.models.skeleton import load_config
 from ftbench.recipe import BASELINE, Recipe
@@ -86,7 +87,8 @@ class RunInProgress:
         # Sums in a fixed order, where there is such a kernel: the same recipe gives the same replies.
         torch.use_deterministic_algorithms(True, warn_only=True)
         device = choose_device(recipe.device)
-        facts.environment = describe(device)
+        precision = choose_precision(recipe.precision, device)
+        facts.environment = describe(device, precision)
         facts.start = self.start.facts if self.start else None
         facts.meter = Meter(device)
         with self._phase("data"):
@@ -101,18 +103,24 @@ class RunInProgress:
             facts.system_prompt = self.algorithm.system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
-        load = load_from(self.start, lambda folder: load_model(folder or files.folder, device))
+        # A trainer of its own does what it does about precision: it is given what it would be given elsewhere.
+        trained = "float32" if self.algorithm.own_trainer else precision
+
+        def load_in(precision: Precision) -> LoadBase:
+            return load_from(self.start, lambda folder: load_model(folder or files.folder, device, precision))
+
         if self.algorithm.needs == "nothing":
-            model = self._load(load, device)
+            model = self._load(load_in(precision), device)
         else:
             encoded, plan = plan_training(recipe, self.algorithm, data, chat, load_config(files.folder))
             self._note_data(data, encoded)
-            fit = self._fit(Question(files.folder, plan, device, recipe.start))
-            self._teach(self._load(load, device), chat, plan, fit)
+            fit = self._fit(Question(files.folder, plan, device, trained, recipe.start))
+            self._teach(self._load(load_in(trained), device), chat, plan, fit)
             gc.collect()  # a trainer of an algorithm's own may hold on to it in a circle
             with self._phase("reload"):
-                model = self._reload(load)
-        with self._phase("evaluate", len(data.evaluation)):
+                model = self._reload(load_in(precision))
+        counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model))
+        with self._phase("evaluate", len(data.evaluation)), counting:
             items = self._evaluate(model, chat, data, judge)
         self._score(items)
         write_jsonl(self.folder / REPLIES, (item.model_dump() for item in items))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +14,7 @@ from ftbench.execution.fitting import plan_memory, plan_training
 from ftbench.execution.forecast import Question
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length, load_tokenizer
+from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import locate_description
 from ftbench.models.skeleton import load_config
 from ftbench.plugins import Registry
@@ -20,6 +22,9 @@ from ftbench.recipe import Recipe
 from ftbench.results.result import MemoryPlan
 from ftbench.training.batching import Plan
 from ftbench.training.encoding import EncodedExample, TokenSequence
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PlannedRun(BaseModel):
@@ -59,7 +64,8 @@ class Planner:
         # Without a card the CPU's kernels stand in for CUDA's.
         probed = _device(recipe) if torch.cuda.is_available() else "cpu"
         try:
-            question = Question(folder, self._training(recipe, algorithm, folder), torch.device(probed), recipe.start)
+            training, device = self._training(recipe, algorithm, folder), torch.device(probed)
+            question = Question(folder, training, device, _precision(recipe, device), recipe.start)
             plan = plan_memory(recipe, algorithm, question, _device(recipe))
         except Skip as error:
             return PlannedRun(**about, reason=f"skipped: {error}")
@@ -91,6 +97,12 @@ def _device(recipe: Recipe) -> str:
     import torch
 
     return "cuda" if recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def _precision(recipe: Recipe, probed: "torch.device") -> Precision:
+    """What a run would compute in; a card that is not there is taken to have bf16, as all of this decade do."""
+    absent = _device(recipe) == "cuda" and probed.type != "cuda"
+    return "bf16" if absent and recipe.precision == "auto" else choose_precision(recipe.precision, probed)
 
 
 def _longest(recipe: Recipe, length: int, algorithm: Algorithm) -> Plan:

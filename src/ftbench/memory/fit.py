@@ -4,8 +4,15 @@ import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# torch raises plain RuntimeErrors on the CPU; these are the words of its allocator, and of mmap and safetensors.
-_ALLOCATION_FAILED = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
+# torch raises plain RuntimeErrors on the CPU; these are the words of its allocator, of mmap and safetensors, and of
+# oneDNN, which does not tell why it could not make what a matrix product of a new shape needs.
+_ALLOCATION_FAILED = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a primitive",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

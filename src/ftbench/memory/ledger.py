@@ -14,10 +14,12 @@ from torch.utils._pytree import tree_iter
 from ftbench.memory.parts import Parts
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
     size: int
     part: str
+    end: "weakref.ref[torch.UntypedStorage]"
+    """Kept because it calls back when the storage is freed."""
 
 
 @dataclass
@@ -28,8 +30,9 @@ class _Book:
     sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys((part.name for part in fields(Parts)), 0))
     total: int = 0
 
-    def add(self, key: int, size: int, part: str) -> None:
-        self.live[key] = _Entry(size, part)
+    def add(self, key: int, storage: torch.UntypedStorage, part: str) -> None:
+        size = storage.nbytes()
+        self.live[key] = _Entry(size, part, weakref.ref(storage, lambda _: self.remove(key)))
         self.sums[part] += size
         self.total += size
 
@@ -102,7 +105,7 @@ class Ledger(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.prim.device.default:  # fake tensors ask for it all the time
             return result
-        for item in tree_iter(result):
+        for item in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
             if isinstance(item, torch.Tensor):
                 self._enter(item, self._part(item))
         self._look()
@@ -117,13 +120,12 @@ class Ledger(TorchDispatchMode):
         for storage in _storages(tensor):
             key: int = storage._cdata
             if key not in self._book.live:
-                self._book.add(key, storage.nbytes(), part)
-                weakref.finalize(storage, self._book.remove, key)
+                self._book.add(key, storage, part)
             keys.append(key)
         return keys
 
     def _look(self) -> None:
-        if self._moment is not None and self._book.total >= self._highest:
+        if self._moment is not None and self._book.total > self._highest:
             self._highest = self._book.total
             self.peaks[self._moment] = self.now
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftbench.errors import FtbenchError
+from ftbench.models.precision import Precision, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -29,23 +30,21 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(folder: Path, device: "torch.device") -> "PreTrainedModel":
-    """Load a causal language model in float32, ready for evaluation.
+def load_model(folder: Path, device: "torch.device", precision: Precision = "float32") -> "PreTrainedModel":
+    """Load a causal language model, ready for evaluation.
 
     Raises:
         FtbenchError: the folder's model cannot be read, lacks some weights, or needs code of its own.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=torch_dtype(precision),
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation="sdpa",
             ignore_mismatched_sizes=True,  # told below
             output_loading_info=True,
         )
@@ -62,6 +61,16 @@ def load_model(folder: Path, device: "torch.device") -> "PreTrainedModel":
         )
     model.to(device)  # type: ignore[arg-type]
     model.eval()
+    return prepare(model)
+
+
+def prepare(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Give a model in evaluation mode our attention and our head, where it can be given them."""
+    from ftbench.models.attention import use_packed_attention
+    from ftbench.models.head import use_scoring_head
+
+    use_packed_attention(model)
+    use_scoring_head(model)
     return model
 
 

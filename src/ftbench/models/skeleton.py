@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftbench.errors import FtbenchError
-from ftbench.models.loading import first_line
+from ftbench.models.loading import first_line, prepare
+from ftbench.models.precision import Precision, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -64,26 +65,22 @@ def _lists_a_layer(config: "PreTrainedConfig") -> list[tuple[str, Any]]:
     return [(name, value) for name, value in values if isinstance(value, list) and len(value) == count]
 
 
-def build_skeleton(config: "PreTrainedConfig") -> "PreTrainedModel":
-    """Make a model in float32 whose weights are not set: for `without_values`.
+def build_skeleton(config: "PreTrainedConfig", precision: Precision) -> "PreTrainedModel":
+    """Make a model whose weights are not set: for `without_values`.
 
     Raises:
         FtbenchError: there is no causal language model of this kind.
     """
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     try:
         with no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation="sdpa"
-            )
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(precision))
     except (ValueError, KeyError) as error:
         raise FtbenchError(f"no causal language model from this configuration: {first_line(error)}") from error
     model.tie_weights()  # which no_init_weights leaves out
-    model.eval()
-    return model
+    return prepare(model.eval())
 
 
 @contextmanager

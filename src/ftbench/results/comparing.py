@@ -66,7 +66,9 @@ def terms(result: Result) -> dict[str, str]:
         "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
         if result.judge
         else "?",
-        "hardware": f"{result.environment.hardware}, {result.environment.cores} cores" if result.environment else "?",
+        "hardware": f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.precision}"
+        if result.environment
+        else "?",
     }
 
 

@@ -112,6 +112,7 @@ class Environment(BaseModel):
 
     hardware: str
     cores: int
+    precision: str = Field("float32", description="of weights and activations; optimisers keep float32 copies of bf16")
     system: str
     versions: dict[str, str]
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftbench.errors import FtbenchError
+from ftbench.models.attention import is_packed, pack
+from ftbench.training.row import lay_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,48 +120,52 @@ def sequence_logprobs(
     Args:
         model: in any mode.
         sequences: not empty.
-        packed: one row without padding; otherwise a row each, for models that do not keep packed sequences apart.
+        packed: one row without padding, where the model has our attention; otherwise a row each, for models that do
+            not keep packed sequences apart.
     """
     import torch
 
-    logits, targets = (_packed_logits if packed else _padded_logits)(model, sequences)
-    token_logprobs = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    scores = (_packed_scores if packed and is_packed(model) else _padded_scores)(model, sequences)
     owned = [index for index, sequence in enumerate(sequences) for _ in range(sequence.completion_length)]
-    owners = torch.tensor(owned, device=logits.device)
+    owners = torch.tensor(owned, device=scores.device)
     # Added up in float64: a preference is the small difference of large sums.
-    sums = torch.zeros(len(sequences), dtype=torch.float64, device=logits.device)
-    return sums.index_add(0, owners, token_logprobs.double()).float()
+    sums = torch.zeros(len(sequences), dtype=torch.float64, device=scores.device)
+    return sums.index_add(0, owners, scores.double()).float()
 
 
-def _packed_logits(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]") -> "tuple[Tensor, Tensor]":
-    """Return logits `[completion tokens, vocabulary]` and the tokens that they predict, of all sequences in turn.
+def _packed_scores(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]") -> "Tensor":
+    """Return the log-probabilities of the completions' tokens in turn, float32, `[completion tokens]`.
 
-    The sequences stand one behind the other in a single row without padding, each with positions from 0; transformers
-    then lets each attend within itself alone (tests hold this against padded rows). Only positions that predict a
-    completion token reach the language-model head.
+    The sequences stand in a single row without padding, each with positions from 0, and each attends within itself
+    alone (tests hold this against padded rows). Only positions that predict a completion token reach the language-model
+    head.
     """
     import torch
 
-    device = model.device
-    start = 0
-    positions: list[int] = []
-    predicting: list[int] = []
-    for sequence in sequences:
-        length = len(sequence.ids)
-        positions.extend(range(length))
-        predicting.extend(range(start + sequence.prompt_length - 1, start + length - 1))
-        start += length
-    ids = torch.tensor([token for sequence in sequences for token in sequence.ids], device=device)
-    predicting_ids = torch.tensor(predicting, device=device)
-    # No attention mask and no cache: either would make transformers forget where a sequence begins. A sequence alone
-    # begins where the row does; told so, transformers makes no mask, which has a cell for every two tokens.
-    several = {"position_ids": torch.tensor(positions, device=device)[None]} if len(sequences) > 1 else {}
-    logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=predicting_ids, **several).logits[0]
-    return logits, ids[predicting_ids + 1]
+    from ftbench.models.head import ScoringHead
+
+    row = lay_out(sequences)
+    ids, kept, targets = (torch.tensor(each, device=model.device) for each in (row.ids, row.predicting, row.targets))
+    inputs: dict[str, Any] = {"input_ids": ids[None], "logits_to_keep": kept, "use_cache": False}
+    if len(row.blocks) > 1:  # one alone begins where the row does: told nothing, transformers takes its fastest way
+        inputs |= pack(row.blocks, model.device)
+    head = model.get_output_embeddings()
+    if not isinstance(head, ScoringHead):
+        return _of_targets(model(**inputs).logits[0], targets)
+    with head.scoring(targets):
+        scores: Tensor = model(**inputs).logits[0]
+    return scores
 
 
-def _padded_logits(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]") -> "tuple[Tensor, Tensor]":
-    """Return the same as `_packed_logits`, from rows that are padded on the right."""
+def _of_targets(logits: "Tensor", targets: "Tensor") -> "Tensor":
+    """Return the log-probability of each target, float32."""
+    import torch
+
+    return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _padded_scores(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]") -> "Tensor":
+    """Return the same as `_packed_scores`, from rows that are padded on the right."""
     import torch
 
     device = model.device
@@ -173,7 +179,7 @@ def _padded_logits(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]
     first = min(sequence.prompt_length for sequence in sequences) - 1
     logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width - first).logits[:, -(width - first) :]
     spans = [(row, s.prompt_length, len(s.ids)) for row, s in enumerate(sequences)]
-    return (
+    return _of_targets(
         torch.cat([logits[row, begin - 1 - first : end - 1 - first] for row, begin, end in spans]),
         torch.cat([ids[row, begin:end] for row, begin, end in spans]),
     )

@@ -40,8 +40,10 @@ class Probe(Training):
         """Probe the heaviest micro-batches of the stage."""
         import torch
 
+        from ftbench.training.optimiser import MasterAdamW
+
         parameters = trainable(self.model)
-        optimiser = torch.optim.AdamW(parameters, fused=True)
+        optimiser = MasterAdamW(parameters, 0.0, 0.0)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         optimiser.step()  # makes the optimiser's state
@@ -52,12 +54,12 @@ class Probe(Training):
             step, batches, accumulation = heaviest(self.plan, way.micro_batch_tokens)
             self.accumulation[way] = max(accumulation, self.accumulation.get(way, 0))
             ledger = Ledger(vocabulary(self.model))
-            with counted(ledger, self.model, optimiser), _layers(self.model, ledger):
+            with counted(ledger, self.model, optimiser.tensors), _layers(self.model, ledger):
                 accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
                 if accumulation > 1:  # once more, with the gradients of what went before
                     accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
                 with ledger.moment("update"):
-                    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                    optimiser.gradient_norm()
                     optimiser.step()
             optimiser.zero_grad()
             self._keep(way, ledger)

@@ -17,8 +17,9 @@ from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_
 from ftbench.training.watch import StepWatch
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ftbench.training.optimiser import MasterAdamW
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,13 @@ class Training:
         Raises:
             FtbenchError: the loss is no longer finite, or nothing is trainable.
         """
-        import torch
+        from ftbench.training.optimiser import MasterAdamW, clip
 
         parameters = trainable(self.model)
         if not parameters:
             raise FtbenchError("the algorithm leaves no parameter trainable; its adapt() must")
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
-        optimiser = torch.optim.AdamW(parameters, lr=highest, weight_decay=self.settings.weight_decay, fused=True)
+        optimiser = MasterAdamW(parameters, highest, self.settings.weight_decay)
         self.model.train()
         start, tokens = perf_counter(), 0
         for index, step in enumerate(self.plan.steps):
@@ -161,14 +162,13 @@ class Training:
             if self.plan.seconds is not None and index and seconds >= self.plan.seconds:
                 break
             rate = highest * self.rate(index, seconds)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            optimiser.set_learning_rate(rate)
             batches = cut(step.examples, self.fit.micro_batch_tokens)
-            with self.watch.step(self.stage, index, batches, self.model, optimiser) as moment:
-                total, norm = self._gradients(index, loss, parameters, moment)
+            with self.watch.step(self.stage, index, batches, self.model, optimiser.tensors) as moment:
+                total, norm = self._gradients(index, loss, optimiser, moment)
                 self._check(index, total, norm)  # before a weight changes
                 with moment("update"):
-                    optimiser.step()
+                    optimiser.step(clip(norm, self.settings.max_grad_norm))
             if after_step:
                 after_step(index + 1)
             optimiser.zero_grad()
@@ -177,19 +177,15 @@ class Training:
         self.model.eval()
         return Spent(tokens, perf_counter() - start)
 
-    def _gradients(
-        self, index: int, loss: Loss, parameters: "list[torch.nn.Parameter]", moment: Moment
-    ) -> tuple[float, float]:
+    def _gradients(self, index: int, loss: Loss, optimiser: "MasterAdamW", moment: Moment) -> tuple[float, float]:
         """Fill in the gradients of a step, in smaller pieces if memory runs out; return the loss and their norm."""
-        import torch
-
         step = self.plan.steps[index]
         while True:
             batches = cut(step.examples, self.fit.micro_batch_tokens)
             set_checkpointing(self.model, self.fit.checkpointing)
             try:
                 total = accumulate(self.model, step, batches, loss, packed=self.packed, moment=moment)
-                return total.item(), torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
+                return total.item(), optimiser.gradient_norm().item()
             except Exception as error:
                 sizes = [(len(batch), sum(example.tokens for example in batch)) for batch in batches]
                 if not is_out_of_memory(error) or not self.fit.reduce(

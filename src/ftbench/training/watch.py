@@ -1,6 +1,6 @@
 """Counts the tensors of a step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ class StepWatch:
         index: int,
         micro_batches: Sequence[MicroBatch],
         model: "PreTrainedModel",
-        optimiser: "torch.optim.Optimizer | None" = None,
+        kept: "Iterable[torch.Tensor]" = (),
     ) -> Iterator[Moment]:
         """Count what happens inside, if it is worth it; what was counted is kept when it raises, too.
 
@@ -42,7 +42,7 @@ class StepWatch:
             index: of the step in the stage.
             micro_batches: of the step.
             model: with its parameters.
-            optimiser: with its state; None where nothing is optimised.
+            kept: what the optimiser keeps from step to step.
 
         Yields:
             What opens the step's moments.
@@ -60,7 +60,7 @@ class StepWatch:
         ledger = Ledger(vocabulary(model))
         ledger.claim_rest("activations")
         try:
-            with counted(ledger, model, optimiser):
+            with counted(ledger, model, kept):
                 yield ledger.moment
         finally:
             found = [*ledger.peaks.values(), self.peaks.get(stage, Parts())]
@@ -68,12 +68,12 @@ class StepWatch:
 
 
 @contextmanager
-def counted(ledger: "Ledger", model: "PreTrainedModel", optimiser: "torch.optim.Optimizer | None") -> Iterator[None]:
-    """Open the ledger with what the model and the optimiser hold, and tell it what is a gradient as gradients come."""
+def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Tensor]") -> Iterator[None]:
+    """Open the ledger with what the model holds and the optimiser keeps, and tell it what is a gradient as gradients come."""
     parameters = list(model.parameters())
     ledger.claim("parameters", parameters)
     ledger.claim("gradients", (parameter.grad for parameter in parameters))
-    ledger.claim("optimiser", _state(optimiser) if optimiser else ())
+    ledger.claim("optimiser", kept)
 
     def claim_gradient(parameter: "torch.Tensor") -> None:
         ledger.claim("gradients", [parameter.grad])
@@ -94,10 +94,3 @@ def counted(ledger: "Ledger", model: "PreTrainedModel", optimiser: "torch.optim.
 def vocabulary(model: "PreTrainedModel") -> int | None:
     """The size of the model's vocabulary: the last dimension of its logits."""
     return getattr(model.config.get_text_config(), "vocab_size", None)
-
-
-def _state(optimiser: "torch.optim.Optimizer") -> "Iterator[torch.Tensor]":
-    import torch
-
-    for state in optimiser.state.values():
-        yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -25,7 +25,7 @@ class Dpo(ftbench.Algorithm):
         beta: float = Field(0.1, gt=0)
         loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
         sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens; none with --from")
-        sft_learning_rate: float = Field(1e-3, gt=0)
+        sft_learning_rate: float = Field(1.5e-3, gt=0)
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Return the mean over prompts of a loss of m, the chosen's log-ratio to the reference less the rejected's.

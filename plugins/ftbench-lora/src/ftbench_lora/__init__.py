@@ -20,7 +20,7 @@ class Lora(ftbench.Algorithm):
     class Config(ftbench.AlgorithmConfig):
         """The adapters' size and scale."""
 
-        learning_rate: float = 1e-3
+        learning_rate: float = 1.5e-3
         rank: int = Field(16, ge=1)
         alpha: float = Field(32, gt=0)
         dropout: float = Field(0.0, ge=0, lt=1)
@@ -37,13 +37,14 @@ class Lora(ftbench.Algorithm):
             fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D layers store their weights transposed
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, settings)  # type: ignore[return-value]
+        return get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[return-value]
 
     def load(self, folder: Path, load_base: "Callable[[Path | None], PreTrainedModel]") -> "PreTrainedModel":
         """Read the adapters and fold them into the base model's weights."""
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(load_base(None), str(folder)).merge_and_unload()  # type: ignore[no-any-return, operator]
+        adapted = PeftModel.from_pretrained(load_base(None), str(folder), autocast_adapter_dtype=False)
+        return adapted.merge_and_unload()  # type: ignore[no-any-return, operator]
 
 
 @ftbench.hookimpl

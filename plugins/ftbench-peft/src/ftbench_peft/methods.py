@@ -126,7 +126,7 @@ def wrap(
     ids = torch.tensor([list(calibration[0][:16]) if calibration else [0, 1, 2]], device=model.device)
     try:
         config = types[method](task_type="CAUSAL_LM", **_completed(method, settings, model))
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
         with torch.no_grad():
             wrapped(input_ids=ids, attention_mask=torch.ones_like(ids))
     except MemoryError:
@@ -165,7 +165,10 @@ def read(folder: Path, load_base: "Callable[[], PreTrainedModel]") -> "tuple[Pre
     """Read an adapter onto its base model; also return whether packed sequences stay apart."""
     from peft import PeftModel
 
-    model: Any = PeftModel.from_pretrained(load_base(), str(folder))
+    def adapted() -> Any:
+        return PeftModel.from_pretrained(load_base(), str(folder), autocast_adapter_dtype=False)
+
+    model = adapted()
     apart = _stays_apart(model.peft_config["default"])
     if not hasattr(model.base_model, "merge_and_unload"):
         return model, apart
@@ -173,4 +176,4 @@ def read(folder: Path, load_base: "Callable[[], PreTrainedModel]") -> "tuple[Pre
         return model.merge_and_unload(), apart
     except (NotImplementedError, ValueError, RuntimeError):
         del model  # some find half-way that they cannot: start again
-        return PeftModel.from_pretrained(load_base(), str(folder)), apart  # type: ignore[return-value]
+        return adapted(), apart

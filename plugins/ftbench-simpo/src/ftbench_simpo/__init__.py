@@ -25,7 +25,7 @@ class Simpo(ftbench.Algorithm):
         beta: float = Field(2.0, gt=0)
         gamma_ratio: float = Field(0.5, ge=0)
         sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens; none with --from")
-        sft_learning_rate: float = Field(1e-3, gt=0)
+        sft_learning_rate: float = Field(1.5e-3, gt=0)
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Return the mean over prompts of -log sigmoid(beta (c - r) - gamma), equation 6.

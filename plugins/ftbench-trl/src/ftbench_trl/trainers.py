@@ -201,6 +201,7 @@ def _tokenised(row: Row, model: Any = None) -> Row:
 
 def _watch(trainer: Any, training: ftbench.Training, start: float, counting: ExitStack) -> "TrainerCallback":
     """Report each of the trainer's steps, count the tensors of the heaviest, and end it at the time limit."""
+    import torch
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -210,7 +211,9 @@ def _watch(trainer: Any, training: ftbench.Training, start: float, counting: Exi
             self.rate = trainer.optimizer.param_groups[0]["lr"]
             index = state.global_step
             batches = [training.plan.steps[index].examples]
-            watched = training.watch.step(training.stage, index, batches, training.model, trainer.optimizer)
+            states = trainer.optimizer.state.values()
+            kept = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+            watched = training.watch.step(training.stage, index, batches, training.model, kept)
             moment = counting.enter_context(watched)
             counting.enter_context(moment("step"))
 

@@ -1,0 +1,212 @@
+"""Attention over packed rows: sequences stand one behind the other, and each attends within itself alone.
+
+transformers' own way is a mask with a cell for every two tokens of the row. Here there is no mask: each sequence is
+attended by itself, so that the work is the sum of the squares of the lengths, not the square of their sum. Completions
+of one prompt may share it: then it stands in the row once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+PACKED = "ftbench_packed"
+"""The name under which transformers knows this attention. Without a packing it is transformers' own `sdpa`."""
+
+_CHANGES = ("softcap", "s_aux", "position_bias")
+"""What a model may ask of its attention that is not done here."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens of a row that belong together: where they begin, and how many they are.
+
+    They continue a prefix where there is one: tokens of another block, from `prefix_begin` on, that they attend to as
+    if these stood before them.
+    """
+
+    begin: int
+    length: int
+    prefix_begin: int = 0
+    prefix_length: int = 0
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A row's blocks, one behind the other, and the same for kernels that take all blocks at once.
+
+    `query_bounds` and `key_bounds`, int32 `[blocks + 1]`, say where each block's queries and keys begin; `keys` picks
+    the keys, prefixes included, from the row; None where there is no prefix.
+    """
+
+    blocks: tuple[Block, ...]
+    query_bounds: "Tensor"
+    key_bounds: "Tensor"
+    keys: "Tensor | None"
+
+
+def pack(blocks: Sequence[Block], device: "torch.device") -> dict[str, Any]:
+    """Return what a model is called with beside the row's ids `[1, tokens]`.
+
+    The mask is empty: it keeps transformers from making one, and no attention but this one can take it, so that a
+    model that does not hand the packing on fails in place of mixing sequences.
+    """
+    import torch
+
+    positions = [block.prefix_length + index for block in blocks for index in range(block.length)]
+    keys = [
+        index
+        for block in blocks
+        for index in (
+            *range(block.prefix_begin, block.prefix_begin + block.prefix_length),
+            *range(block.begin, block.begin + block.length),
+        )
+    ]
+    packing = Packing(
+        tuple(blocks),
+        _bounds([block.length for block in blocks], device),
+        _bounds([block.prefix_length + block.length for block in blocks], device),
+        torch.tensor(keys, device=device) if len(keys) > len(positions) else None,
+    )
+    return {
+        "position_ids": torch.tensor(positions, device=device)[None],
+        "attention_mask": torch.empty(1, 1, 0, 0, device=device),
+        "packing": packing,
+    }
+
+
+def _bounds(lengths: Sequence[int], device: "torch.device") -> "Tensor":
+    import torch
+
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def use_packed_attention(model: "PreTrainedModel") -> None:
+    """Give a model this attention, if it can be given: it must hand the packing on, and ask for nothing beyond.
+
+    Whether it does is seen by running it on four tokens, with or without values.
+    """
+    import torch
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(PACKED)
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
+            model(input_ids=ids, use_cache=False, **pack([Block(0, 2), Block(2, 2)], model.device))
+    except Exception:  # any: models refuse in ways of their own
+        model.set_attn_implementation(before)
+
+
+def is_packed(model: "PreTrainedModel") -> bool:
+    """Whether the model has this attention."""
+    return bool(model.config._attn_implementation == PACKED)
+
+
+def packed_attention(
+    module: "torch.nn.Module",
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    attention_mask: "Tensor | None",
+    packing: Packing | None = None,
+    **asked: Any,
+) -> "tuple[Tensor, Tensor | None]":
+    """Attend as transformers' attention functions do.
+
+    Query, key and value are `[batch, heads, seq, dim]`; what is returned is `[batch, seq, heads, dim]`.
+
+    Raises:
+        NotImplementedError: the model asks for something that is not done here.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
+    beyond = [name for name in _CHANGES if asked.get(name) is not None]
+    if beyond or asked.get("is_causal") is False:
+        raise NotImplementedError(f"packed attention without {beyond or 'causality'}")
+    window, dropout, scale = asked.get("sliding_window"), asked.get("dropout", 0.0), asked.get("scaling")
+    if query.device.type == "cuda" and query.dtype.itemsize == 2 and not dropout:
+        return _varlen(query, key, value, packing, window, scale)[None], None
+    # On the CPU bf16's small matrix products are slower than float32's here, and each new shape costs a kernel.
+    wide = [whole.float() if whole.dtype.itemsize == 2 else whole for whole in (query, key, value)]
+    return _each(*wide, packing, window, scale, dropout).to(query.dtype), None
+
+
+def _each(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    packing: Packing,
+    window: int | None,
+    scale: float | None,
+    dropout: float,
+) -> "Tensor":
+    """Attend block by block; return `[1, seq, heads, dim]`."""
+    import torch
+
+    outputs = []
+    for block in packing.blocks:
+        q, k, v = (whole.narrow(2, block.begin, block.length) for whole in (query, key, value))
+        if block.prefix_length:
+            k, v = (
+                torch.cat([whole.narrow(2, block.prefix_begin, block.prefix_length), own], dim=2)
+                for whole, own in ((key, k), (value, v))
+            )
+        total = block.prefix_length + block.length
+        causal = not block.prefix_length and (window is None or total <= window)
+        mask = None if causal else _mask(block.length, total, window or total, query.device)
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=causal,
+                dropout_p=dropout,
+                scale=scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            ).transpose(1, 2)
+        )
+    return torch.cat(outputs, dim=1)
+
+
+def _mask(queries: int, keys: int, window: int, device: "torch.device") -> "Tensor":
+    """Return `[queries, keys]`, true where the last tokens of `keys` attend: to themselves and `window - 1` before."""
+    import torch
+
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return mask.tril(keys - queries).triu(keys - queries + 1 - window)
+
+
+def _varlen(
+    query: "Tensor", key: "Tensor", value: "Tensor", packing: Packing, window: int | None, scale: float | None
+) -> "Tensor":
+    """Attend to all blocks in one kernel; return `[seq, heads, dim]`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (whole[0].transpose(0, 1) for whole in (query, key, value))
+    if packing.keys is not None:
+        k, v = k[packing.keys], v[packing.keys]
+    return varlen_attn(  # type: ignore[return-value]
+        q,
+        k,
+        v,
+        packing.query_bounds,
+        packing.key_bounds,
+        max(block.length for block in packing.blocks),
+        max(block.prefix_length + block.length for block in packing.blocks),
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )

@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+
+from ftbench.models.precision import choose_precision, torch_dtype
+from ftbench.training import optimiser
+from ftbench.training.optimiser import MasterAdamW, clip
+
+CPU = torch.device("cpu")
+
+
+def weights(dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(size).to(dtype)) for size in ((5, 3), (7,), (2, 2))]
+
+
+def fill_gradients(parameters: list[torch.nn.Parameter], seed: int) -> None:
+    torch.manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape).to(parameter.dtype)
+
+
+@pytest.mark.parametrize("group", [1, 10, 10**6])
+def test_in_float32_it_is_torchs_adamw(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimiser, "GROUP", group)
+    ours, theirs = weights(torch.float32), weights(torch.float32)
+    one, other = MasterAdamW(ours, 1e-2, 0.1), torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1)
+    for seed in range(5):
+        fill_gradients(ours, seed)
+        fill_gradients(theirs, seed)
+        norm = one.gradient_norm().item()
+        assert norm == pytest.approx(torch.nn.utils.clip_grad_norm_(theirs, 1.0).item())
+        one.step(clip(norm, 1.0))
+        other.step()
+        one.zero_grad()
+        assert all(parameter.grad is None for parameter in ours)
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+def test_steps_too_small_for_bf16_add_up() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    kept = MasterAdamW([weight], 1e-4, 0.0)
+    for _ in range(200):  # each a fortieth of the distance to the next number below 1
+        weight.grad = torch.ones_like(weight)
+        kept.step()
+    torch.testing.assert_close(weight.detach().float(), torch.full((4,), 0.98), atol=2**-8, rtol=0)
+    assert weight.dtype == torch.bfloat16
+
+
+def test_in_bf16_it_is_adamw_on_float32_weights() -> None:
+    low, high = weights(torch.bfloat16), [torch.nn.Parameter(w.detach().float()) for w in weights(torch.bfloat16)]
+    one, other = MasterAdamW(low, 1e-2, 0.1), torch.optim.AdamW(high, lr=1e-2, weight_decay=0.1)
+    for seed in range(5):
+        fill_gradients(low, seed)
+        for parameter, its in zip(high, low, strict=True):
+            assert its.grad is not None
+            parameter.grad = its.grad.float()
+        one.step()
+        other.step()
+    for its, parameter in zip(low, high, strict=True):
+        assert torch.equal(its, parameter.to(torch.bfloat16))
+
+
+def test_weights_without_a_gradient_stay() -> None:
+    one, two = weights(torch.bfloat16)[:2]
+    before = two.detach().clone()
+    kept = MasterAdamW([one, two], 1e-2, 0.1)
+    one.grad = torch.ones_like(one)
+    kept.step()
+    assert torch.equal(two, before)
+
+
+def test_everything_that_is_kept_is_told() -> None:
+    parameters = weights(torch.bfloat16)
+    count = sum(parameter.numel() for parameter in parameters)
+    kept = MasterAdamW(parameters, 1e-2, 0.0)
+    assert sum(tensor.nbytes for tensor in kept.tensors) == 4 * count
+    fill_gradients(parameters, 0)
+    kept.step()
+    steps = 4 * len(parameters)
+    assert sum(tensor.nbytes for tensor in kept.tensors) == 12 * count + steps
+
+
+@pytest.mark.parametrize(("norm", "scale"), [(0.5, 1.0), (4.0, 0.25), (math.inf, 1.0), (math.nan, 1.0)])
+def test_only_gradients_above_the_norm_are_clipped(norm: float, scale: float) -> None:
+    assert clip(norm, 1.0) == pytest.approx(scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("asked", ["bf16", "float32"])
+def test_a_precision_that_is_asked_for_is_taken(asked: str) -> None:
+    assert choose_precision(asked, CPU) == asked
+
+
+@pytest.mark.parametrize(("slow", "expected"), [(torch.float32, "bf16"), (torch.bfloat16, "float32")])
+def test_otherwise_it_is_what_the_processor_is_fast_in(
+    slow: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftbench.models.precision._seconds", lambda dtype: 2.0 if dtype == slow else 1.0)
+    assert choose_precision("auto", CPU) == expected
+    assert torch_dtype(choose_precision("auto", CPU)) != slow

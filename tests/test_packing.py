@@ -1,0 +1,190 @@
+"""Packed attention and the scoring head, over models of many kinds."""
+
+import random
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from ftbench.models.attention import Block, is_packed, pack, packed_attention
+from ftbench.models.head import CHUNK_BYTES, ScoringHead, TokenLogProbs
+from ftbench.models.loading import prepare
+from ftbench.training.encoding import TokenSequence
+from ftbench.training.logprobs import sequence_logprobs
+from ftbench.training.row import lay_out
+from tiny import VOCABULARY, draw_sequence
+
+CPU = torch.device("cpu")
+SIZE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = {**SIZE, "num_key_value_heads": 2}
+GPT2_SIZE: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+# A model's configuration, whether it takes our attention, and whether its head may score.
+KINDS = {
+    "llama": (LlamaConfig(**GROUPED), True, True),
+    "qwen2": (Qwen2Config(**GROUPED), True, True),
+    "window": (MistralConfig(**GROUPED, sliding_window=5), True, True),
+    "gpt2": (GPT2Config(**TOKENS, **GPT2_SIZE, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), True, True),
+    "neox": (GPTNeoXConfig(**SIZE), True, True),
+    "opt": (OPTConfig(**TOKENS, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4), True, True),
+    "logits scaled": (GraniteConfig(**GROUPED, logits_scaling=3.0), True, False),
+    "logits scaled by a setting": (CohereConfig(**GROUPED), True, False),
+    "logits capped": (Gemma2Config(**GROUPED, head_dim=8, sliding_window=5), False, False),
+    "without positions": (BloomConfig(**TOKENS, hidden_size=32, n_layer=2, n_head=4), False, True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_scores_and_gradients_equal_padded_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, packs, scores = KINDS[kind]
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * VOCABULARY * 7)  # several chunks, the last of another size
+    model = build(config)
+    expected, expected_gradients = scored(model, packed=False)
+    prepare(model)
+    assert is_packed(model) == packs
+    assert isinstance(model.get_output_embeddings(), ScoringHead) == scores
+    found, gradients = scored(model, packed=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    scale = max(gradient.abs().max().item() for gradient in expected_gradients.values())  # some are 0 but for rounding
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6 * scale)
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with weights so large that every token that is attended to shows in the logits."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+def scored(model: PreTrainedModel, *, packed: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores of six sequences, two of one prompt, and gradients of a sum that weighs each otherwise."""
+    draw = random.Random(0)
+    sequences = [draw_sequence(draw) for _ in range(4)] + [draw_sequence(draw, prompt=18)]
+    shared = sequences[-1].ids[:18]
+    sequences.append(TokenSequence((*shared, *draw_sequence(draw).ids), 18))
+    model.zero_grad()
+    found = sequence_logprobs(model, sequences, packed=packed)
+    (found * torch.arange(1, 7)).sum().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return found.detach(), gradients
+
+
+def test_a_prepared_model_generates_and_answers_as_before() -> None:
+    model = build(KINDS["llama"][0])
+    ids, mask = torch.randint(3, VOCABULARY, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+
+    def outputs() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            made = model.generate(**inputs, max_new_tokens=12, do_sample=False)  # type: ignore[operator]
+            return model(**inputs).logits, made
+
+    before = outputs()
+    prepare(model)
+    assert is_packed(model)
+    for now, then in zip(outputs(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_model_that_keeps_the_packing_to_itself_fails_and_is_not_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(KINDS["llama"][0])
+    forward = model.base_model.forward
+    monkeypatch.setattr(model.base_model, "forward", lambda **given: forward(**{**given, "packing": None}))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    prepare(model)
+    assert not is_packed(model)
+    model.set_attn_implementation("ftbench_packed")
+    with pytest.raises(RuntimeError):
+        model(input_ids=ids, **pack([Block(0, 2), Block(2, 2)], CPU))
+
+
+@pytest.mark.parametrize("asked", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"is_causal": False}])
+def test_what_the_attention_cannot_do_it_refuses(asked: dict[str, Any]) -> None:
+    one = torch.zeros(1, 4, 4, 8)
+    module: Any = SimpleNamespace()
+    with pytest.raises(NotImplementedError):
+        packed_attention(module, one, one, one, None, packing=pack([Block(0, 2), Block(2, 2)], CPU)["packing"], **asked)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_scores_have_the_gradients_of_their_definition(chunk: int) -> None:
+    torch.manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((7, 5), (11, 5), 11)
+    )
+    targets = torch.randint(0, 11, (7,))
+
+    def found(*tensors: Tensor) -> Tensor:
+        return TokenLogProbs.apply(*tensors, targets, chunk)  # type: ignore[no-any-return,no-untyped-call]
+
+    expected = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found(hidden, weight, bias), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(found, (hidden, weight, bias))
+
+
+def test_a_frozen_head_is_given_no_gradient() -> None:
+    hidden, weight = torch.randn(4, 5, requires_grad=True), torch.randn(11, 5)
+    scores: Tensor = TokenLogProbs.apply(hidden, weight, None, torch.arange(4), 2)  # type: ignore[no-untyped-call]
+    scores.sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_a_prompt_of_several_completions_stands_in_the_row_once() -> None:
+    prompt, other = tuple(range(10, 14)), (20, 21)
+    sequences = [
+        TokenSequence((*prompt, 30, 31), 4),
+        TokenSequence((*other, 40), 2),
+        TokenSequence((*prompt, 50, 51, 52), 4),
+        TokenSequence((*other, 60), 2),
+    ]
+    row = lay_out(sequences, worth=3)
+    assert row.ids == [*prompt, 30, 31, *other, 40, 50, 51, 52, *other, 60]
+    assert row.blocks == [Block(0, 6), Block(6, 3), Block(9, 3, 0, 4), Block(12, 3)]
+    assert row.targets == [30, 31, 40, 50, 51, 52, 60]
+    assert row.predicting == [3, 4, 7, 3, 9, 10, 13]
+    assert pack(row.blocks, CPU)["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 4, 5, 6, 0, 1, 2]]
+
+
+def test_a_row_is_never_longer_than_its_sequences_and_gives_the_same_for_all_of_them() -> None:
+    draw = random.Random(1)
+    sequences = [draw_sequence(draw, prompt=draw.randint(1, 4)) for _ in range(30)]
+    sequences += [TokenSequence((*one.ids[: one.prompt_length], 5, 6), one.prompt_length) for one in sequences]
+    apart, shared = lay_out(sequences, worth=1000), lay_out(sequences, worth=1)
+    assert apart.ids == [token for sequence in sequences for token in sequence.ids]
+    assert len(shared.ids) <= len(apart.ids) - sum(one.prompt_length for one in sequences[30:])
+    assert shared.targets == apart.targets
+    assert [shared.ids[position] for position in shared.predicting] == [apart.ids[p] for p in apart.predicting]
