@@ -183,7 +183,7 @@ def test_disk_without_any_room_costs_one_line(place: Place, small_disk: Path) ->
 def test_disk_without_room_for_the_model_becomes_a_failed_run(place: Place, small_disk: Path) -> None:
     out = place.copy(small_disk / "runs")
     fill(small_disk, leave=80 * 1024)  # the model takes 110
-    done = ftbench("run", *place.settings, "--out", out, "--algo", "full")
+    done = ftbench("run", *place.settings, "--set", "precision=float32", "--out", out, "--algo", "full")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (run,) = [run for run in read_runs(out)[0] if run.result.recipe.algorithm == "full"]

@@ -139,6 +139,17 @@ def test_what_the_attention_cannot_do_it_refuses(asked: dict[str, Any]) -> None:
         packed_attention(module, one, one, one, None, packing=pack([Block(0, 2), Block(2, 2)], CPU)["packing"], **asked)
 
 
+def test_half_precision_attends_in_float32_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    module: Any = SimpleNamespace()
+    packing = pack([Block(0, 2), Block(2, 4), Block(6, 3, 2, 2)], CPU)["packing"]
+    narrow = torch.randn(3, 1, 2, 9, 8, dtype=torch.bfloat16)
+    found, _ = packed_attention(module, *narrow, None, packing=packing)
+    expected, _ = packed_attention(module, *narrow.float(), None, packing=packing)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_scores_have_the_gradients_of_their_definition(chunk: int) -> None:
     torch.manual_seed(0)

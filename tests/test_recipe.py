@@ -64,6 +64,7 @@ OTHER: dict[str, Any] = {
     "memory_budget": 2**30,
     "device": "cpu",
     "start": "runs/lora-s0-12345678",
+    "precision": "float32",
     "tokens": 1,
     "training_seconds": 60.5,
     "effective_batch_size": 5,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _MIXING = {"LILY": "its router averages over all tokens of a forward pass, so that a reply hangs on the batch it is in"}
 """Types that cannot be measured in batches, and why."""
 
+_PADDED = ("CARTRIDGE", "SHADOW")
+"""Types that put tokens before the row, or run a network beside the model that is not told where sequences begin."""
+
 _OF_ONE_FILE = (
     "peft_type",
     "peft_version",
@@ -153,7 +156,7 @@ def _completed(method: str, settings: dict[str, Any], model: "PreTrainedModel") 
 
 def _stays_apart(config: "PeftConfig") -> bool:
     looks_for_tokens = getattr(config, "alora_invocation_tokens", None)  # anywhere in the row
-    return not config.is_prompt_learning and kind_of(config) != "CARTRIDGE" and not looks_for_tokens
+    return not config.is_prompt_learning and kind_of(config) not in _PADDED and not looks_for_tokens
 
 
 def kind_of(config: "PeftConfig") -> str:
