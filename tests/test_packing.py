@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +31,7 @@ from ftbench.models.head import CHUNK_BYTES, ScoringHead, TokenLogProbs
 from ftbench.models.loading import prepare
 from ftbench.training.encoding import TokenSequence
 from ftbench.training.logprobs import sequence_logprobs
-from ftbench.training.row import lay_out
+from ftbench.training.row import lay_out, rounded
 from tiny import VOCABULARY, draw_sequence
 
 CPU = torch.device("cpu")
@@ -195,7 +197,22 @@ def test_a_row_is_never_longer_than_its_sequences_and_gives_the_same_for_all_of_
     sequences = [draw_sequence(draw, prompt=draw.randint(1, 4)) for _ in range(30)]
     sequences += [TokenSequence((*one.ids[: one.prompt_length], 5, 6), one.prompt_length) for one in sequences]
     apart, shared = lay_out(sequences, worth=1000), lay_out(sequences, worth=1)
-    assert apart.ids == [token for sequence in sequences for token in sequence.ids]
-    assert len(shared.ids) <= len(apart.ids) - sum(one.prompt_length for one in sequences[30:])
+    ids = [token for sequence in sequences for token in sequence.ids]
+    assert apart.ids == ids + [0] * (rounded(len(ids)) - len(ids))
+    assert len(shared.ids) <= rounded(len(ids) - sum(one.prompt_length for one in sequences[30:]))
+    assert shared.scores == apart.scores == sum(one.completion_length for one in sequences)
     assert shared.targets == apart.targets
-    assert [shared.ids[position] for position in shared.predicting] == [apart.ids[p] for p in apart.predicting]
+    assert [shared.ids[p] for p in shared.predicting[: shared.scores]] == [
+        apart.ids[p] for p in apart.predicting[: apart.scores]
+    ]
+
+
+@given(st.integers(1, 10**6))
+def test_rows_have_few_sizes_and_little_filler(count: int) -> None:
+    assert count <= rounded(count) <= min(1.125 * count, count + 63)
+    assert rounded(rounded(count)) == rounded(count)
+
+
+def test_few_sizes() -> None:
+    assert len({rounded(count) for count in range(1, 4097)}) == 112
+    assert [rounded(count) for count in (1, 15, 16, 17, 33, 129, 513, 1025)] == [1, 15, 16, 18, 36, 144, 576, 1088]

@@ -171,7 +171,7 @@ def test_the_effective_batch_is_never_what_gives_way(deep_llama: Path) -> None:
     free = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
     assert (free.micro_batch_tokens, free.accumulation, free.fits) == (1024, 2, None)
     assert free.predicted_bytes is not None
-    tight = recipe.change(memory_budget=budget_for(free.predicted_bytes, "cpu") - 10**6)
+    tight = recipe.change(memory_budget=budget_for(free.predicted_bytes, "cpu", "float32") - 10**6)
     fitted = plan_memory(tight, REGISTRY.make("full", {}), question, "cpu")
     assert fitted.fits
     assert fitted.micro_batch_tokens < 1024 or fitted.checkpointing
@@ -269,11 +269,11 @@ def test_a_plan_for_several_budgets_has_a_line_for_each(deep_llama: Path, capsys
     assert "- trl-sft: cannot be predicted: it brings a trainer of its own" in out
 
 
-@given(st.integers(0, 2**50), st.sampled_from(["cpu", "cuda"]))
-def test_what_is_asked_for_is_enough_and_a_byte_less_is_not(tensors: int, device: str) -> None:
-    budget = budget_for(tensors, device)
-    assert room_under(budget, device) >= tensors
-    assert tensors == 0 or room_under(budget - 1, device) < tensors
+@given(st.integers(0, 2**50), st.sampled_from(["cpu", "cuda"]), st.sampled_from(["bf16", "float32"]))
+def test_what_is_asked_for_is_enough_and_a_byte_less_is_not(tensors: int, device: str, precision: str) -> None:
+    budget = budget_for(tensors, device, precision)
+    assert room_under(budget, device, precision) >= tensors
+    assert tensors == 0 or room_under(budget - 1, device, precision) < tensors
 
 
 def test_a_share_is_of_the_devices_memory(monkeypatch: pytest.MonkeyPatch) -> None:

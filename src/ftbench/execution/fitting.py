@@ -51,22 +51,23 @@ def plan_memory(recipe: Recipe, algorithm: Algorithm, question: Question, device
         Skip: the algorithm does not apply to the model.
         FtbenchError: the model's configuration cannot be read.
     """
+    place = (device, question.precision)
     largest, *others = ways_to_cut(question.plan, recipe.micro_batch_tokens)
-    room = None if recipe.memory_budget is None else room_under(recipe.memory_budget, device)
+    room = None if recipe.memory_budget is None else room_under(recipe.memory_budget, *place)
     try:
         forecasts = forecast(question, deepcopy(algorithm), [largest])
         if room is None:
-            return _as_plan(forecasts[0], None, device)
+            return _as_plan(forecasts[0], None, place)
         if choose(forecasts, room) is None:  # probing takes time: only where the first way does not do
             forecasts += forecast(question, deepcopy(algorithm), others)
     except Unpredictable as error:
         return MemoryPlan(micro_batch_tokens=recipe.micro_batch_tokens, checkpointing=False, reason=str(error))
     fitting, least = choose(forecasts, room), smallest(forecasts)
-    plan = _as_plan(fitting or least, fitting is not None, device)
-    return plan if fitting else plan.model_copy(update={"needed_bytes": budget_for(least.peak.total, device)})
+    plan = _as_plan(fitting or least, fitting is not None, place)
+    return plan if fitting else plan.model_copy(update={"needed_bytes": budget_for(least.peak.total, *place)})
 
 
-def _as_plan(chosen: Forecast, fits: bool | None, device: str) -> MemoryPlan:
+def _as_plan(chosen: Forecast, fits: bool | None, place: tuple[str, str]) -> MemoryPlan:
     return MemoryPlan(
         micro_batch_tokens=chosen.cut.micro_batch_tokens,
         checkpointing=chosen.cut.checkpointing,
@@ -75,5 +76,5 @@ def _as_plan(chosen: Forecast, fits: bool | None, device: str) -> MemoryPlan:
         predicted_bytes=chosen.peak.total,
         predicted_parts=asdict(chosen.peak),
         moment=chosen.moment,
-        needed_bytes=budget_for(chosen.peak.total, device),
+        needed_bytes=budget_for(chosen.peak.total, *place),
     )

@@ -21,7 +21,6 @@ from ftbench.recipe import Recipe
 from ftbench.results.result import Result, Status
 from ftbench.results.store import LOG, MODEL, RECIPE, RESULT, Run, publish, read_run, staging
 
-
 PROMPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20),

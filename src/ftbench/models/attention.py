@@ -128,6 +128,7 @@ def packed_attention(
     Raises:
         NotImplementedError: the model asks for something that is not done here.
     """
+    import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if packing is None:
@@ -139,8 +140,9 @@ def packed_attention(
     if query.device.type == "cuda" and query.dtype.itemsize == 2 and not dropout:
         return _varlen(query, key, value, packing, window, scale)[None], None
     # On the CPU bf16's small matrix products are slower than float32's here, and each new shape costs a kernel.
-    wide = [whole.float() if whole.dtype.itemsize == 2 else whole for whole in (query, key, value)]
-    return _each(*wide, packing, window, scale, dropout).to(query.dtype), None
+    wide = torch.promote_types(query.dtype, torch.float32)
+    found = _each(query.to(wide), key.to(wide), value.to(wide), packing, window, scale, dropout)
+    return found.to(query.dtype), None
 
 
 def _each(

@@ -87,19 +87,19 @@ def build_skeleton(config: "PreTrainedConfig", precision: Precision) -> "PreTrai
 def without_values(device: "torch.device") -> Iterator[None]:
     """Make tensors inside that have a size and a device, and no values: models of any size fit.
 
-    torch moves a module of such tensors by swapping them, which it refuses for tensors that FakeTensorMode itself
-    holds weak references to. Without values there is nothing to swap where kind and size stay.
+    torch moves and converts a module of such tensors by swapping them, which it refuses for tensors that
+    FakeTensorMode itself holds weak references to. Without values there is nothing to swap, but perhaps a kind.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     swap = torch.utils.swap_tensors
 
-    def swap_if_unlike(one: torch.Tensor, other: torch.Tensor) -> None:
+    def convert(one: torch.Tensor, other: torch.Tensor) -> None:
         if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
-            swap(one, other)  # type: ignore[no-untyped-call]
+            one.data = other
 
-    torch.utils.swap_tensors = swap_if_unlike
+    torch.utils.swap_tensors = convert
     try:
         with FakeTensorMode(), torch.device(device):  # type: ignore[no-untyped-call]
             yield

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ftbench.errors import FtbenchError
 from ftbench.models.attention import is_packed, pack
@@ -146,15 +146,14 @@ def _packed_scores(model: "PreTrainedModel", sequences: "Sequence[TokenSequence]
 
     row = lay_out(sequences)
     ids, kept, targets = (torch.tensor(each, device=model.device) for each in (row.ids, row.predicting, row.targets))
-    inputs: dict[str, Any] = {"input_ids": ids[None], "logits_to_keep": kept, "use_cache": False}
-    if len(row.blocks) > 1:  # one alone begins where the row does: told nothing, transformers takes its fastest way
-        inputs |= pack(row.blocks, model.device)
+    inputs = {"input_ids": ids[None], "logits_to_keep": kept, "use_cache": False, **pack(row.blocks, model.device)}
     head = model.get_output_embeddings()
-    if not isinstance(head, ScoringHead):
-        return _of_targets(model(**inputs).logits[0], targets)
-    with head.scoring(targets):
-        scores: Tensor = model(**inputs).logits[0]
-    return scores
+    if isinstance(head, ScoringHead):
+        with head.scoring(targets):
+            scores: Tensor = model(**inputs).logits[0]
+    else:
+        scores = _of_targets(model(**inputs).logits[0], targets)
+    return scores[: row.scores]
 
 
 def _of_targets(logits: "Tensor", targets: "Tensor") -> "Tensor":

@@ -15,13 +15,14 @@ class Row:
     """What a model is run on, as lists.
 
     `predicting` are the positions in the row whose output predicts `targets`: the completions' tokens, of all
-    sequences in turn.
+    sequences in turn. The first `scores` of them are; what follows fills up to one of a few sizes, as do the last ids.
     """
 
     ids: list[int]
     blocks: list[Block]
     predicting: list[int]
     targets: list[int]
+    scores: int
 
 
 def lay_out(sequences: Sequence[TokenSequence], worth: int = WORTH) -> Row:
@@ -31,7 +32,7 @@ def lay_out(sequences: Sequence[TokenSequence], worth: int = WORTH) -> Row:
         sequences: in the order of their targets.
         worth: tokens that a prompt must have to be shared.
     """
-    row = Row([], [], [], [])
+    row = Row([], [], [], [], 0)
     prompts: dict[tuple[int, ...], int] = {}
     for sequence in sequences:
         length = sequence.prompt_length
@@ -48,4 +49,28 @@ def lay_out(sequences: Sequence[TokenSequence], worth: int = WORTH) -> Row:
             row.ids.extend(sequence.ids)
             row.predicting.extend(range(begin + length - 1, begin + len(sequence.ids) - 1))
         row.targets.extend(completion)
-    return row
+    return _filled(row)
+
+
+def _filled(row: Row) -> Row:
+    """Add tokens that nothing attends to, and scores that nobody reads."""
+    length, scores = len(row.ids), len(row.targets)
+    filler = rounded(length) - length
+    unread = [0] * (rounded(scores) - scores)
+    return Row(
+        row.ids + [0] * filler,
+        row.blocks + ([Block(length, filler)] if filler else []),
+        row.predicting + unread,
+        row.targets + unread,
+        scores,
+    )
+
+
+def rounded(count: int) -> int:
+    """Return the next of eight sizes for each power of two up to 512, of multiples of 64 beyond.
+
+    Kernels that are made anew for every shape are then made for a few: oneDNN's take 2 ms each, and it never frees
+    all of what they hold. That weighs more than a twentieth of tokens in addition.
+    """
+    step = 1 << min(6, max(0, (count - 1).bit_length() - 4))
+    return -(-count // step) * step

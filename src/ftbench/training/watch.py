@@ -69,7 +69,7 @@ class StepWatch:
 
 @contextmanager
 def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Tensor]") -> Iterator[None]:
-    """Open the ledger with what the model holds and the optimiser keeps, and tell it what is a gradient as gradients come."""
+    """Open the ledger with what the model holds and the optimiser keeps; tell it what is a gradient as they come."""
     parameters = list(model.parameters())
     ledger.claim("parameters", parameters)
     ledger.claim("gradients", (parameter.grad for parameter in parameters))
