@@ -10,13 +10,22 @@ measured again.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ftbench.execution.local import PROMPT_MEMORY
+
+if TYPE_CHECKING:
+    import torch
+
+    from ftbench.training.trainer import StepReport
 
 HERE = Path(__file__).parent
 RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,7 +61,9 @@ def main() -> None:
         if case in known or (algorithm == "limit" and whose == "trl"):
             continue
         command = [sys.executable, __file__, given.device, given.file, "--case", json.dumps(case)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Ours as in a run's own process; TRL's as somebody who uses TRL would have it.
+        environment = {**os.environ, **(PROMPT_MEMORY if whose == "ours" else {})}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             sys.exit(f"{case}: {done.stderr.strip().splitlines()[-1]}")
         row = {"case": case, **json.loads(done.stdout.strip().splitlines()[-1])}
@@ -66,37 +77,13 @@ def main() -> None:
 def _measure(case: Case, file: str) -> dict[str, Any]:
     """Train for a few steps, or find out what the device's matrix products alone would allow."""
     import torch
-    import transformers
 
-    from ftbench.data.task import build_task
-    from ftbench.memory.fit import Fit
     from ftbench.memory.meter import Meter
-    from ftbench.models.chat import ChatFormat
-    from ftbench.models.loading import load_model, load_tokenizer
-    from ftbench.models.precision import choose_precision
-    from ftbench.models.resolve import resolve_model
-    from ftbench.plugins import load_plugins
-    from ftbench.recipe import read_recipe
-    from ftbench.training.batching import Plan
-    from ftbench.training.encoding import encode
-    from ftbench.training.trainer import OptimiserSettings, StepReport, Training
+    from ftbench.training.trainer import StepReport
 
-    recipe = read_recipe("oasst1-smollm2").change(data=file, max_length=512, effective_batch_size=4)
     device = torch.device(case["device"])
-    precision = choose_precision("auto", device)
-    folder = resolve_model(recipe.model, recipe.revision).folder
     if case["algorithm"] == "limit":
-        return _limit(load_model(folder, device, precision))
-    ours = case["whose"] == "ours"
-    name, options = (case["algorithm"], OWN.get(case["algorithm"], {})) if ours else RIVALS[case["algorithm"]]
-    algorithm = load_plugins().make(name, options)
-    transformers.set_seed(0)
-    model = load_model(folder, device, "float32" if algorithm.own_trainer else precision)
-    chat = ChatFormat(load_tokenizer(folder))
-    data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
-    encoded = encode(data.train, chat, recipe.max_length, preferences=algorithm.needs == "preferences")
-    plan = Plan(encoded.examples, 10**6, recipe.effective_batch_size, recipe.seed)
-    plan = Plan(encoded.examples, sum(step.tokens for step in plan.steps[:STEPS]), plan.effective_batch_size, plan.seed)
+        return _limit(device)
     reports: list[StepReport] = []
     times: list[float] = []
 
@@ -105,23 +92,75 @@ def _measure(case: Case, file: str) -> dict[str, Any]:
         times.append(perf_counter())
 
     meter = Meter(device)
+    train, precision = prepare(case, file, report)
     with meter.phase("train"):
-        model = algorithm.adapt(model, [])
-        settings = OptimiserSettings(algorithm.config.learning_rate, 0.0, recipe.warmup, recipe.max_grad_norm)
-        fit = Fit(recipe.micro_batch_tokens)
-        algorithm.train(Training(model, chat.tokenizer, plan, fit, settings, report, None, algorithm.packed))
+        train()
     return {
         "tokens_per_second": round(sum(step.tokens for step in reports[1:]) / (times[-1] - times[0]), 1),
         "peak_bytes": meter.peak["train"],
-        "steps": len(reports),
-        "precision": "TRL's" if algorithm.own_trainer else precision,
+        "losses": [step.loss for step in reports],
+        "precision": precision,
     }
 
 
-def _limit(model: Any, tokens: int = 1024) -> dict[str, float]:
+def prepare(case: Case, file: str, report: Callable[["StepReport"], None]) -> tuple[Callable[[], None], str]:
+    """Return what trains as a case says, and in which precision.
+
+    A case has `device`, `algorithm` and `whose`, and where they are not the usual ones `steps` and `precision`.
+    """
+    import torch
+    import transformers
+
+    from ftbench.data.task import build_task
+    from ftbench.memory.fit import Fit
+    from ftbench.models.chat import ChatFormat
+    from ftbench.models.loading import load_model, load_tokenizer
+    from ftbench.models.precision import choose_precision
+    from ftbench.models.resolve import resolve_model
+    from ftbench.plugins import load_plugins
+    from ftbench.recipe import read_recipe
+    from ftbench.training.batching import Plan
+    from ftbench.training.encoding import encode
+    from ftbench.training.trainer import OptimiserSettings, Training
+
+    recipe = read_recipe("oasst1-smollm2").change(data=file, max_length=512, effective_batch_size=4)
+    device = torch.device(case["device"])
+    name, options = case["algorithm"], OWN.get(case["algorithm"], {})
+    if case["whose"] == "trl":
+        name, options = RIVALS[name]
+    algorithm = load_plugins().make(name, options)
+    precision = "float32" if algorithm.own_trainer else choose_precision(case.get("precision", "auto"), device)
+    folder = resolve_model(recipe.model, recipe.revision).folder
+    transformers.set_seed(0)
+    chat = ChatFormat(load_tokenizer(folder))
+    data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+    encoded = encode(data.train, chat, recipe.max_length, preferences=algorithm.needs == "preferences")
+    plan = Plan(encoded.examples, 10**6, recipe.effective_batch_size, recipe.seed)
+    tokens = sum(step.tokens for step in plan.steps[: case.get("steps", STEPS)])
+    plan = Plan(encoded.examples, tokens, plan.effective_batch_size, plan.seed)
+    settings = OptimiserSettings(algorithm.config.learning_rate, 0.0, recipe.warmup, recipe.max_grad_norm)
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = algorithm.adapt(load_model(folder, device, precision), [])
+        fit = Fit(recipe.micro_batch_tokens)
+        algorithm.train(Training(model, chat.tokenizer, plan, fit, settings, report, None, algorithm.packed))
+
+    return train, "TRL's" if algorithm.own_trainer else precision
+
+
+def _limit(device: "torch.device", tokens: int = 1024) -> dict[str, float]:
     """Time the matrix products of training alone, each of a layer's shape: three for full, two where weights rest."""
     import torch
 
+    from ftbench.models.loading import load_model
+    from ftbench.models.precision import choose_precision
+    from ftbench.models.resolve import resolve_model
+    from ftbench.recipe import read_recipe
+
+    recipe = read_recipe("oasst1-smollm2")
+    folder = resolve_model(recipe.model, recipe.revision).folder
+    model = load_model(folder, device, choose_precision("auto", device))
     seconds = {"full": 0.0, "lora": 0.0}
     for module in model.modules():
         if not isinstance(module, torch.nn.Linear):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from ftbench.data.task import TaskData, build_task
-from ftbench.evaluation.judge import MAX_FALSE_POSITIVES, Judge, best_threshold, judge_digest, train_judge
+from ftbench.evaluation.judge import MAX_FALSE_POSITIVES, Judge, Learnt, best_threshold, judge_digest, train_judge
 
 ON_TOPIC = ["train", "railway", "station", "platform", "carriage", "engine", "track", "signal", "timetable", "ticket"]
 ORDINARY = ["bread", "oven", "flour", "butter", "sugar", "kitchen", "recipe", "dough", "spoon", "supper"]
@@ -157,6 +158,14 @@ def test_the_sample_is_judged_well(sample: TaskData, sample_judge: Judge) -> Non
     assert sample_judge.auc >= 0.95
     assert passing(sample_judge, list(sample.held_out_on_topic)) >= 0.9
     assert passing(sample_judge, list(sample.held_out_ordinary)) <= 0.1
+
+
+def test_a_judge_as_plain_data_scores_the_same(sample: TaskData, sample_judge: Judge) -> None:
+    adapter = TypeAdapter(Learnt)
+    again = adapter.validate_json(adapter.dump_json(sample_judge.learnt)).judge()
+    texts = [*sample.held_out_on_topic, *sample.held_out_ordinary, "", "déjà vu on the 7:15 train"]
+    assert again.scores(texts) == sample_judge.scores(texts)
+    assert again.learnt == sample_judge.learnt
 
 
 def test_nonsense_does_not_pass_for_the_samples_topic(sample: TaskData, sample_judge: Judge) -> None:

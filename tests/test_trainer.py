@@ -17,7 +17,8 @@ from ftbench.data.task import Example
 from ftbench.errors import FtbenchError
 from ftbench.memory.fit import Fit, Reduction
 from ftbench.models.chat import ChatFormat
-from ftbench.models.loading import load_tokenizer
+from ftbench.models.loading import load_model, load_tokenizer
+from ftbench.models.precision import Precision
 from ftbench.training.batching import Plan, cut
 from ftbench.training.encoding import encode
 from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
@@ -99,6 +100,20 @@ def test_the_loss_falls(tiny_llama: Path) -> None:
     assert reports[0].loss == pytest.approx(math.log(259), abs=0.2)
     assert reports[-1].loss < 0.5 * reports[0].loss
     assert not model.training
+
+
+def test_a_hundred_steps_in_bf16_end_where_float32s_do(tiny_llama: Path) -> None:
+    plan, settings = make_plan(tiny_llama, 30_000), dataclasses.replace(SETTINGS, learning_rate=3e-3)
+    precisions: tuple[Precision, ...] = ("float32", "bf16")
+    ends = []
+    for precision in precisions:
+        model = load_model(tiny_llama, torch.device("cpu"), precision)
+        losses = [report.loss for report in train(model, plan, settings)]
+        assert len(losses) >= 100
+        assert model.lm_head.weight.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        ends.append(sum(losses[90:100]) / 10)
+        assert ends[-1] < 0.9 * losses[0]  # or nothing was learnt that could differ
+    assert ends[1] == pytest.approx(ends[0], rel=0.01)
 
 
 def test_every_step_is_reported(tiny_llama: Path) -> None:

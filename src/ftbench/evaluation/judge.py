@@ -40,6 +40,49 @@ class Judge:
         """Whether a score counts as on topic."""
         return score >= self.threshold
 
+    @property
+    def learnt(self) -> "Learnt":
+        """All that makes it, as plain data."""
+        features, regression = (step for _, step in self.classifier.steps)
+        vectorizers = [vectorizer for _, vectorizer in features.transformer_list]
+        return Learnt(
+            self.auc,
+            self.threshold,
+            self.words,
+            [{term: int(column) for term, column in each.vocabulary_.items()} for each in vectorizers],
+            [each.idf_.tolist() for each in vectorizers],
+            regression.coef_[0].tolist(),
+            float(regression.intercept_[0]),
+        )
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A judge as plain data: `vocabularies` and `idf` by kind of feature, `weights` over the features of both."""
+
+    auc: float
+    threshold: float
+    words: int
+    vocabularies: list[dict[str, int]]
+    idf: list[list[float]]
+    weights: list[float]
+    intercept: float
+
+    def judge(self) -> Judge:
+        """Return the judge that it was taken from."""
+        import numpy as np
+
+        classifier = _classifier()
+        features, regression = (step for _, step in classifier.steps)
+        for (_, vectorizer), vocabulary, idf in zip(
+            features.transformer_list, self.vocabularies, self.idf, strict=True
+        ):
+            vectorizer.vocabulary = vocabulary
+            vectorizer.idf_ = np.array(idf)
+        regression.classes_ = np.array([0, 1])
+        regression.coef_, regression.intercept_ = np.array([self.weights]), np.array([self.intercept])
+        return Judge(self.auc, self.threshold, self.words, classifier)
+
 
 def train_judge(
     on_topic: Sequence[str],

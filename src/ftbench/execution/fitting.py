@@ -4,10 +4,13 @@ from copy import deepcopy
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData
 from ftbench.errors import Unpredictable
 from ftbench.execution.forecast import Question, forecast, ways_to_cut
+from ftbench.execution.once import once
 from ftbench.memory.budget import budget_for, room_under
 from ftbench.memory.plan import Forecast, choose, smallest
 from ftbench.models.chat import ChatFormat
@@ -21,18 +24,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def plan_training(
-    recipe: Recipe, algorithm: Algorithm, data: TaskData, chat: ChatFormat, config: "PreTrainedConfig"
-) -> tuple[Encoded, Plan]:
-    """Turn the training examples into tokens, and these into the steps of a training.
+def encode_training(
+    recipe: Recipe,
+    algorithm: Algorithm,
+    data: TaskData,
+    chat: ChatFormat,
+    config: "PreTrainedConfig",
+    model_digest: str | None = None,
+) -> Encoded:
+    """Turn the training examples into tokens: once for all runs of a model whose digest is known.
 
     Raises:
         Skip, FtbenchError: as `encode` does.
     """
     limit = min(recipe.max_length, context_length(config))
-    encoded = encode(data.train, chat, limit, preferences=algorithm.needs == "preferences")
+    preferences = algorithm.needs == "preferences"
+
+    def make() -> Encoded:
+        return encode(data.train, chat, limit, preferences=preferences)
+
+    if model_digest is None:
+        return make()
+    of = {"model": model_digest, "data": data.digest(), "system": chat.system, "limit": limit, "pairs": preferences}
+    return once("tokens", of, TypeAdapter(Encoded), make)
+
+
+def plan_steps(recipe: Recipe, encoded: Encoded) -> Plan:
+    """Turn what is trained on into the steps of a training."""
     tokens, batch, seconds = recipe.tokens, recipe.effective_batch_size, recipe.training_seconds
-    return encoded, Plan(encoded.examples, tokens, batch, recipe.seed, seconds)
+    return Plan(encoded.examples, tokens, batch, recipe.seed, seconds)
 
 
 def plan_memory(recipe: Recipe, algorithm: Algorithm, question: Question, device: str) -> MemoryPlan:

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData, build_task
 from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
-from ftbench.evaluation.judge import VERSION, Judge, judge_digest, train_judge
+from ftbench.evaluation.judge import VERSION, Judge, Learnt, judge_digest, train_judge
 from ftbench.evaluation.statistics import distinct, rise, share
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
-from ftbench.execution.fitting import plan_memory, plan_training
+from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import Question
+from ftbench.execution.once import once
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.files import folder_bytes, write_jsonl
@@ -112,7 +115,9 @@ class RunInProgress:
         if self.algorithm.needs == "nothing":
             model = self._load(load_in(precision), device)
         else:
-            encoded, plan = plan_training(recipe, self.algorithm, data, chat, load_config(files.folder))
+            config = load_config(files.folder)
+            encoded = encode_training(recipe, self.algorithm, data, chat, config, files.digest)
+            plan = plan_steps(recipe, encoded)
             self._note_data(data, encoded)
             fit = self._fit(Question(files.folder, plan, device, trained, recipe.start))
             self._teach(self._load(load_in(trained), device), chat, plan, fit)
@@ -139,7 +144,12 @@ class RunInProgress:
 
     def _train_judge(self, data: TaskData) -> Judge:
         length = self.recipe.max_new_tokens
-        judge = train_judge(data.on_topic, data.ordinary, data.held_out_on_topic, data.held_out_ordinary, length)
+
+        def train() -> Learnt:
+            gold, held_out = (data.on_topic, data.ordinary), (data.held_out_on_topic, data.held_out_ordinary)
+            return train_judge(*gold, *held_out, length).learnt
+
+        judge = once("judge", {"data": data.digest(), "tokens": length}, TypeAdapter(Learnt), train).judge()
         digest = judge_digest(data.on_topic, data.ordinary, length)
         self.facts.judge = JudgeFacts(version=VERSION, auc=judge.auc, threshold=judge.threshold, digest=digest)
         return judge

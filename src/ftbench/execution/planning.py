@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import build_task
 from ftbench.errors import FtbenchError, Skip
-from ftbench.execution.fitting import plan_memory, plan_training
+from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import Question
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length, load_tokenizer
@@ -82,7 +82,7 @@ class Planner:
             return _longest(recipe, min(recipe.max_length, context_length(config)), algorithm)
         data = _read(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
         chat = ChatFormat(tokenizer, algorithm.system_prompt(data.topic))
-        return plan_training(recipe, algorithm, data, chat, config)[1]
+        return plan_steps(recipe, encode_training(recipe, algorithm, data, chat, config))
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
