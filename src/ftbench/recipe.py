@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0)
     evaluation_prompts: int = Field(64, ge=4, description="held-out prompts; at most a quarter of all")
     max_new_tokens: int = Field(64, ge=1, description="tokens that a reply may have")
-    evaluation_batch_size: int = Field(32, ge=1)
+    evaluation_batch_size: int = Field(64, ge=1)
     seed: int = Field(0, ge=0)
     time_limit: float | None = Field(None, gt=0, description="seconds after which the run is ended")
 

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +124,9 @@ class RunInProgress:
             gc.collect()  # a trainer of an algorithm's own may hold on to it in a circle
             with self._phase("reload"):
                 model = self._reload(load_in(precision))
-        counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model))
+        # Counting doubles the time of many small operations: done where there is no training that could be counted.
+        counted = self.algorithm.needs == "nothing"
+        counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model)) if counted else nullcontext()
         with self._phase("evaluate", len(data.evaluation)), counting:
             items = self._evaluate(model, chat, data, judge)
         self._score(items)

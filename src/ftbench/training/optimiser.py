@@ -54,20 +54,29 @@ class MasterAdamW:
         Args:
             scale: what the gradients are multiplied by before.
         """
+        room = self._room()
         for pairs, optimiser in zip(self._pairs, self._groups, strict=True):
+            begin = 0
             for weight, master in pairs:
                 if weight.grad is None:
                     master.grad = None
                 elif master is weight:
                     weight.grad.mul_(scale)
                 else:
-                    master.grad = weight.grad.float().mul_(scale)
+                    wide = room[begin : begin + weight.numel()].view_as(weight)
+                    master.grad = wide.copy_(weight.grad).mul_(scale)
+                    begin += weight.numel()
             optimiser.step()
             with torch.no_grad():
                 for weight, master in pairs:
                     if master is not weight:
                         master.grad = None
                         weight.copy_(master)
+
+    def _room(self) -> Tensor:
+        """Return room for a group's gradients in float32: taken once a step, for fresh memory costs more than sums."""
+        sizes = [sum(weight.numel() for weight, master in pairs if master is not weight) for pairs in self._pairs]
+        return torch.empty(max(sizes), device=self._pairs[0][0][0].device)
 
     def zero_grad(self) -> None:
         """Let the gradients go."""
