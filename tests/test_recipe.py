@@ -166,7 +166,7 @@ def test_the_shipped_recipes_are_valid() -> None:
     names = shipped_recipes()
     assert {"quick", "oasst1-gpt2"} <= set(names)
     assert {read_recipe(name).name for name in names} == set(names)
-    assert read_recipe("quick") == Recipe(tokens=30_000, effective_batch_size=1)
+    assert read_recipe("quick") == Recipe(tokens=40_000, effective_batch_size=1)
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
