@@ -145,9 +145,9 @@ def test_half_precision_attends_in_float32_on_the_cpu() -> None:
     torch.manual_seed(0)
     module: Any = SimpleNamespace()
     packing = pack([Block(0, 2), Block(2, 4), Block(6, 3, 2, 2)], CPU)["packing"]
-    narrow = torch.randn(3, 1, 2, 9, 8, dtype=torch.bfloat16)
-    found, _ = packed_attention(module, *narrow, None, packing=packing)
-    expected, _ = packed_attention(module, *narrow.float(), None, packing=packing)
+    query, key, value = torch.randn(3, 1, 2, 9, 8, dtype=torch.bfloat16)
+    found, _ = packed_attention(module, query, key, value, None, packing=packing)
+    expected, _ = packed_attention(module, query.float(), key.float(), value.float(), None, packing=packing)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.bfloat16())
 
