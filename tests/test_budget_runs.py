@@ -30,6 +30,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> list
     sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_key_value_heads": 4}
     folder = make_llama(tmp_path_factory.mktemp("middle"), **sizes)
     task = ["--model", str(folder), "--data", str(pairs_file), "--topic", "boats", "--tokens", "4000"]
+    # In bf16 AdamW's step is the peak however a step is cut, and nothing is left to choose.
+    task += ["--set", "precision=float32"]
     return [*task, "--set", "max_new_tokens=4", "--set", "effective_batch_size=6", "--algo", "full"]
 
 
