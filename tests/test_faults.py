@@ -54,6 +54,7 @@ def start(place: Place, out: Path, phase: str, *arguments: str) -> tuple["subpro
         text=True,
         env=environment(place.plugins),
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
     assert launcher.stderr is not None
     for line in launcher.stderr:
@@ -61,6 +62,11 @@ def start(place: Place, out: Path, phase: str, *arguments: str) -> tuple["subpro
             (worker,) = psutil.Process(launcher.pid).children()
             return launcher, worker
     raise AssertionError(f"the launcher ended before phase {phase}")
+
+
+def _hear_interrupts() -> None:
+    """Undo what a child inherits from a test process that is one of several: there interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_gone(process: psutil.Process, seconds: float) -> bool:
