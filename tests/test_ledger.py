@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ftbench.memory.ledger import Ledger
 from ftbench.memory.parts import Parts
 from ftbench.training import watch
+from ftbench.training.encoding import EncodedExample, TokenSequence
 from ftbench.training.optimiser import MasterAdamW
-from ftbench.training.watch import StepWatch
+from ftbench.training.watch import StepWatch, worth_counting
 from tiny import draw_pairs, load, make_training
 
 KIB = 1024
@@ -141,9 +142,7 @@ def test_the_peak_of_training_is_the_allocators(kind: str, pairs: bool, request:
     assert counted == pytest.approx(allocated, rel=0.05)
 
 
-def test_only_the_first_step_and_those_that_are_heavier_than_any_since_are_counted(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_heaviest_steps_are_counted(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     plain = watch.counted
 
@@ -152,19 +151,35 @@ def test_only_the_first_step_and_those_that_are_heavier_than_any_since_are_count
         return plain(*arguments)
 
     monkeypatch.setattr(watch, "counted", noted)
-    model, examples = load(tiny_llama), draw_pairs(0, 24)
+    model = load(tiny_llama)
     optimiser = MasterAdamW(list(model.parameters()), 1e-3, 0.0)
     steps = StepWatch()
-    heavy, light = max(examples, key=lambda e: e.tokens), min(examples, key=lambda e: e.tokens)
+    steps.expect("train", [[(example(size, 1),)] for size in (9, 3, 5, 4)], limited=False)
     seen = []
-    for index, example in enumerate([heavy, light, light, heavy, light, heavy]):
-        with steps.step("train", index, [(example,)], model, optimiser.tensors) as moment, moment("all"):
+    for index in range(4):
+        with steps.step("train", index, model, optimiser.tensors) as moment, moment("all"):
             torch.zeros(1000)
         seen.append(len(counts))
-    assert seen == [1, 2, 2, 3, 3, 3]
-    with steps.step("other", 0, [(light,)], model, optimiser.tensors):
-        pass
-    assert len(counts) == 4
+    assert seen == [0, 1, 2, 2]
+
+
+def example(prompt: int, completion: int) -> EncodedExample:
+    return EncodedExample(TokenSequence((5,) * (prompt + completion), prompt), None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limited", "expected"),
+    [
+        ([(9, 1)], False, {0}),
+        ([(9, 1), (2, 1)], False, {1}),
+        ([(1, 1), (2, 1), (3, 1), (4, 1), (3, 1)], False, {1, 3}),
+        ([(1, 1), (2, 1), (3, 1), (4, 1), (3, 1)], True, {1, 2, 3}),
+        ([(1, 1), (2, 2), (9, 1), (1, 3), (1, 1)], False, {1, 2, 3}),
+    ],
+)
+def test_what_is_worth_counting(sizes: list[tuple[int, int]], limited: bool, expected: set[int]) -> None:
+    steps = [[(example(1, 1),), (example(*size),)] for size in sizes]
+    assert worth_counting(steps, limited=limited) == expected
 
 
 def test_what_was_counted_is_kept_when_a_step_fails(tiny_llama: Path) -> None:
@@ -172,7 +187,8 @@ def test_what_was_counted_is_kept_when_a_step_fails(tiny_llama: Path) -> None:
     optimiser = MasterAdamW(list(model.parameters()), 1e-3, 0.0)
 
     def fail() -> None:
-        with steps.step("train", 0, [draw_pairs(0, 1)], model, optimiser.tensors) as moment, moment("all"):
+        steps.expect("train", [[(draw_pairs(0, 1)[0],)]], limited=False)
+        with steps.step("train", 0, model, optimiser.tensors) as moment, moment("all"):
             torch.zeros(1000)
             raise MemoryError
 

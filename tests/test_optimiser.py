@@ -21,9 +21,9 @@ def fill_gradients(parameters: list[torch.nn.Parameter], seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape).to(parameter.dtype)
 
 
-@pytest.mark.parametrize("group", [1, 10, 10**6])
-def test_in_float32_it_is_torchs_adamw(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimiser, "GROUP", group)
+@pytest.mark.parametrize("size", [1, 4, 10, 10**6])
+def test_in_float32_it_is_torchs_adamw(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optimiser.PIECE, "cpu", size)
     ours, theirs = weights(torch.float32), weights(torch.float32)
     one, other = MasterAdamW(ours, 1e-2, 0.1), torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1)
     for seed in range(5):
@@ -49,7 +49,9 @@ def test_steps_too_small_for_bf16_add_up() -> None:
     assert weight.dtype == torch.bfloat16
 
 
-def test_in_bf16_it_is_adamw_on_float32_weights() -> None:
+@pytest.mark.parametrize("size", [1, 4, 10, 10**6])
+def test_in_bf16_it_is_adamw_on_float32_weights(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optimiser.PIECE, "cpu", size)
     low, high = weights(torch.bfloat16), [torch.nn.Parameter(w.detach().float()) for w in weights(torch.bfloat16)]
     one, other = MasterAdamW(low, 1e-2, 0.1), torch.optim.AdamW(high, lr=1e-2, weight_decay=0.1)
     for seed in range(5):
@@ -57,6 +59,8 @@ def test_in_bf16_it_is_adamw_on_float32_weights() -> None:
         for parameter, its in zip(high, low, strict=True):
             assert its.grad is not None
             parameter.grad = its.grad.float()
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in high if parameter.grad is not None])
+        torch.testing.assert_close(one.gradient_norm(), norm)
         one.step()
         other.step()
     for its, parameter in zip(low, high, strict=True):

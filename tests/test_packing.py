@@ -118,7 +118,7 @@ def test_a_prepared_model_generates_and_answers_as_before() -> None:
     prepare(model)
     assert is_packed(model)
     for now, then in zip(outputs(), before, strict=True):
-        assert torch.equal(now, then)
+        torch.testing.assert_close(now, then, rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_that_keeps_the_packing_to_itself_fails_and_is_not_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,28 +152,42 @@ def test_half_precision_attends_in_float32_on_the_cpu() -> None:
     assert torch.equal(found, expected.bfloat16())
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_scores_have_the_gradients_of_their_definition(chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "wide"), [(1, 1), (3, 2), (7, 3), (100, 100)])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_scores_have_the_gradients_of_their_definition(chunk: int, wide: int, frozen: bool, biased: bool) -> None:
     torch.manual_seed(0)
-    hidden, weight, bias = (
-        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((7, 5), (11, 5), 11)
-    )
+    hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 5, dtype=torch.float64, requires_grad=not frozen)
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=not frozen) if biased else None
     targets = torch.randint(0, 11, (7,))
 
-    def found(*tensors: Tensor) -> Tensor:
-        return TokenLogProbs.apply(*tensors, targets, chunk)  # type: ignore[no-any-return,no-untyped-call]
+    def found(*tensors: Tensor | None) -> Tensor:
+        return TokenLogProbs.apply(*tensors, targets, chunk, wide)  # type: ignore[no-any-return,no-untyped-call]
 
     expected = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(found(hidden, weight, bias), expected, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(found, (hidden, weight, bias))
+    given: Any = (hidden, weight, bias)
+    assert torch.autograd.gradcheck(found, given)
 
 
-def test_a_frozen_head_is_given_no_gradient() -> None:
-    hidden, weight = torch.randn(4, 5, requires_grad=True), torch.randn(11, 5)
-    scores: Tensor = TokenLogProbs.apply(hidden, weight, None, torch.arange(4), 2)  # type: ignore[no-untyped-call]
-    scores.sum().backward()
-    assert hidden.grad is not None
-    assert weight.grad is None
+@pytest.mark.parametrize("frozen", [False, True])
+def test_in_half_precision_the_scores_gradients_are_as_near_as_it_is(frozen: bool) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 16), torch.randn(300, 16)
+    targets, weigh = torch.randint(0, 300, (50,)), torch.rand(50)
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        tensors = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(not frozen)]
+        scores: Tensor = TokenLogProbs.apply(*tensors, None, targets, 20, 3)  # type: ignore[no-untyped-call]
+        assert scores.dtype == torch.float32
+        (scores * weigh).sum().backward()
+        return [tensor.grad.float() for tensor in tensors if tensor.grad is not None]
+
+    half, single = gradients(torch.bfloat16), gradients(torch.float32)
+    assert len(half) == 2 - frozen
+    for mine, its in zip(half, single, strict=True):
+        assert (mine - its).norm() < 0.01 * its.norm()
 
 
 def test_a_prompt_of_several_completions_stands_in_the_row_once() -> None:

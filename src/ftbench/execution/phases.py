@@ -1,7 +1,7 @@
 """What happens in a run: data, load, adapt, train, save, reload, evaluate."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from ftbench.memory.budget import enforce_budget
 from ftbench.memory.fit import Fit
 from ftbench.memory.meter import Meter
 from ftbench.models.chat import ChatFormat
-from ftbench.models.loading import load_model, load_tokenizer
+from ftbench.models.loading import load_model, load_plain, load_tokenizer
 from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import resolve_model
 from ftbench.models.skeleton import load_config
@@ -89,6 +89,8 @@ class RunInProgress:
         transformers.set_seed(recipe.seed)
         # Sums in a fixed order, where there is such a kernel: the same recipe gives the same replies.
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling what is then written anyway would be a twentieth of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         device = choose_device(recipe.device)
         precision = choose_precision(recipe.precision, device)
         facts.environment = describe(device, precision)
@@ -106,24 +108,25 @@ class RunInProgress:
             facts.system_prompt = self.algorithm.system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
-        # A trainer of its own does what it does about precision: it is given what it would be given elsewhere.
-        trained = "float32" if self.algorithm.own_trainer else precision
 
-        def load_in(precision: Precision) -> LoadBase:
-            return load_from(self.start, lambda folder: load_model(folder or files.folder, device, precision))
+        def load_with(load: "Callable[[Path, torch.device, Precision], PreTrainedModel]", how: Precision) -> LoadBase:
+            return load_from(self.start, lambda folder: load(folder or files.folder, device, how))
 
+        # A trainer of its own does what it does about layers and precision: it is given what it would be elsewhere.
+        own = self.algorithm.own_trainer
+        trained: Precision = "float32" if own else precision
         if self.algorithm.needs == "nothing":
-            model = self._load(load_in(precision), device)
+            model = self._load(load_with(load_model, precision), device)
         else:
             config = load_config(files.folder)
             encoded = encode_training(recipe, self.algorithm, data, chat, config, files.digest)
             plan = plan_steps(recipe, encoded)
             self._note_data(data, encoded)
             fit = self._fit(Question(files.folder, plan, device, trained, recipe.start))
-            self._teach(self._load(load_in(trained), device), chat, plan, fit)
+            self._teach(self._load(load_with(load_plain if own else load_model, trained), device), chat, plan, fit)
             gc.collect()  # a trainer of an algorithm's own may hold on to it in a circle
             with self._phase("reload"):
-                model = self._reload(load_in(precision))
+                model = self._reload(load_with(load_model, precision))
         # Counting doubles the time of many small operations: done where there is no training that could be counted.
         counted = self.algorithm.needs == "nothing"
         counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model)) if counted else nullcontext()

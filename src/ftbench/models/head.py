@@ -15,55 +15,109 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""What a chunk's logits take in float32 (bytes): large enough that a matrix product of it runs at full speed."""
+"""What a chunk's logits would take in float32 (bytes): large enough that a matrix product of it runs at full speed."""
+
+WIDE_BYTES = {"cpu": 2**21, "cuda": 2**29}
+"""What is in float32 of it at a time (bytes): on the CPU so little that it stays in the cache."""
 
 
 class TokenLogProbs(torch.autograd.Function):
     """log softmax(hidden Wᵀ + bias) at each target, float32, `[tokens]`.
 
-    The gradient of log p(t) by the logits is onehot(t) - p; p is computed again from the logits' log-sum-exp.
+    The gradient of log p(t) by the logits is onehot(t) - p. Where the weights are trained, p is computed again in the
+    backward pass from the logits' log-sum-exp. Where they rest, the gradient by `hidden` is that of the token's
+    log-probability times its row: it is computed with the logits at hand, and nothing is computed again.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
-        """`hidden` is `[tokens, dim]`, `weight` `[vocabulary, dim]`, `bias` `[vocabulary]`, `targets` `[tokens]`."""
-        found, norms = [], []
-        for part, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = _widened(torch.nn.functional.linear(part, weight, bias))
-            highest = logits.amax(-1)
-            at_target = logits.gather(-1, wanted[:, None])[:, 0]
-            norms.append(logits.sub_(highest[:, None]).exp_().sum(-1).log_() + highest)  # in place: no second copy
-            found.append(at_target - norms[-1])
-            del logits
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(norms))
-        ctx.chunk = chunk
-        return torch.cat(found)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, wide: int
+    ) -> Tensor:
+        """Score.
+
+        Args:
+            ctx: torch's.
+            hidden: `[tokens, dim]`.
+            weight: `[vocabulary, dim]`.
+            bias: `[vocabulary]`.
+            targets: `[tokens]`.
+            chunk: tokens whose logits exist at a time.
+            wide: tokens whose logits are in float32 at a time.
+        """
+        by_hidden, by_weight, by_bias, *_ = ctx.needs_input_grad
+        ahead = torch.empty_like(hidden) if by_hidden and not (by_weight or by_bias) else None
+        scores = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
+        norms = torch.empty_like(scores)
+        for rows, logits in _chunks(hidden, weight, bias, chunk):
+            _normalise(logits, norms[rows], wide)
+            torch.sub(logits.gather(-1, targets[rows, None])[:, 0], norms[rows], out=scores[rows])
+            if ahead is not None:
+                _turn_into_errors(logits, norms[rows], targets[rows], torch.ones_like(norms[rows]), wide)
+                torch.mm(logits, weight, out=ahead[rows])
+        ctx.save_for_backward(ahead, hidden if ahead is None else None, weight, bias, targets, norms)
+        ctx.sizes = chunk, wide
+        return scores
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients by hidden, weight and bias, as far as they are asked for."""
-        hidden, weight, bias, targets, norms = ctx.saved_tensors
+        ahead, hidden, weight, bias, targets, norms = ctx.saved_tensors
+        if ahead is not None:
+            return (ahead * grads[0][:, None].to(ahead.dtype), *[None] * 5)
+        chunk, wide = ctx.sizes
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        by_weight = None
         by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
-        for begin in range(0, len(hidden), ctx.chunk):
-            rows = slice(begin, begin + ctx.chunk)
-            error = _widened(torch.nn.functional.linear(hidden[rows], weight, bias))
-            error.sub_(norms[rows, None]).exp_().neg_()
-            error.scatter_add_(-1, targets[rows, None], torch.ones_like(error[:, :1]))
-            error = error.mul_(grads[0][rows, None]).to(weight.dtype)
+        for rows, errors in _chunks(hidden, weight, bias, chunk):
+            _turn_into_errors(errors, norms[rows], targets[rows], grads[0][rows], wide)
             if by_hidden is not None:
-                torch.mm(error, weight, out=by_hidden[rows])
-            if by_weight is not None:
-                by_weight.addmm_(error.T, hidden[rows])
+                torch.mm(errors, weight, out=by_hidden[rows])
+            if ctx.needs_input_grad[1]:  # zeros to begin with would be a pass over all weights
+                by_weight = (errors.T @ hidden[rows]) if by_weight is None else by_weight.addmm_(errors.T, hidden[rows])
             if by_bias is not None:
-                by_bias += error.sum(0)
-        return by_hidden, by_weight, by_bias, None, None
+                by_bias += errors.sum(0)
+        return by_hidden, by_weight, by_bias, None, None, None
 
 
-def _widened(logits: Tensor) -> Tensor:
-    """Return logits in float32, or in float64 where they are."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return float32, or float64 where it is that."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the logits of a chunk of tokens after the other, `[chunk, vocabulary]`, in the same memory."""
+    room = hidden.new_empty(min(chunk, len(hidden)), len(weight))
+    for begin in range(0, len(hidden), chunk):
+        rows = slice(begin, begin + chunk)
+        logits = room[: len(hidden[rows])]
+        if bias is None:
+            torch.mm(hidden[rows], weight.T, out=logits)
+        else:
+            torch.addmm(bias, hidden[rows], weight.T, out=logits)
+        yield rows, logits
+
+
+def _widened(logits: Tensor, wide: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield copies of a few rows after the others in float32, in the same memory."""
+    room = torch.empty(min(wide, len(logits)), logits.shape[1], dtype=_wide(logits.dtype), device=logits.device)
+    for begin in range(0, len(logits), wide):
+        rows = slice(begin, begin + wide)
+        yield rows, room[: len(logits[rows])].copy_(logits[rows])
+
+
+def _normalise(logits: Tensor, norms: Tensor, wide: int) -> None:
+    """Write the logarithm of the sum of the exponentials of each row of `logits` to `norms`."""
+    for rows, some in _widened(logits, wide):
+        highest = some.amax(-1)
+        norms[rows] = some.sub_(highest[:, None]).exp_().sum(-1).log_().add_(highest)
+
+
+def _turn_into_errors(logits: Tensor, norms: Tensor, targets: Tensor, scales: Tensor, wide: int) -> None:
+    """Make `scales` times (onehot(target) - softmax) of logits, in their place."""
+    for rows, some in _widened(logits, wide):
+        some.sub_(norms[rows, None]).exp_().neg_()
+        some.scatter_add_(-1, targets[rows, None], torch.ones_like(some[:, :1]))
+        logits[rows] = some.mul_(scales[rows, None])
 
 
 class ScoringHead(torch.nn.Linear):
@@ -79,8 +133,11 @@ class ScoringHead(torch.nn.Linear):
         """Return logits `[batch, tokens, vocabulary]`; within `scoring` log-probabilities, float32, `[1, tokens]`."""
         if self.targets is None:
             return super().forward(hidden)
-        chunk = max(1, CHUNK_BYTES.get(hidden.device.type, 2**26) // (4 * len(self.weight)))
-        scores = TokenLogProbs.apply(hidden[0], self.weight, self.bias, self.targets, chunk)  # type: ignore[no-untyped-call]
+        chunk, wide = (
+            max(1, sizes.get(hidden.device.type, sizes["cpu"]) // (4 * len(self.weight)))
+            for sizes in (CHUNK_BYTES, WIDE_BYTES)
+        )
+        scores = TokenLogProbs.apply(hidden[0], self.weight, self.bias, self.targets, chunk, wide)  # type: ignore[no-untyped-call]
         return scores[None]  # type: ignore[no-any-return]
 
     @contextmanager

@@ -31,7 +31,16 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def load_model(folder: Path, device: "torch.device", precision: Precision = "float32") -> "PreTrainedModel":
-    """Load a causal language model, ready for evaluation.
+    """Load a causal language model, ready for evaluation, with our layers where it can be given them.
+
+    Raises:
+        FtbenchError: as `load_plain` does.
+    """
+    return prepare(load_plain(folder, device, precision))
+
+
+def load_plain(folder: Path, device: "torch.device", precision: Precision = "float32") -> "PreTrainedModel":
+    """Load a causal language model as transformers has it, for a trainer that is not ours.
 
     Raises:
         FtbenchError: the folder's model cannot be read, lacks some weights, or needs code of its own.
@@ -61,16 +70,18 @@ def load_model(folder: Path, device: "torch.device", precision: Precision = "flo
         )
     model.to(device)  # type: ignore[arg-type]
     model.eval()
-    return prepare(model)
+    return model
 
 
 def prepare(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Give a model in evaluation mode our attention and our head, where it can be given them."""
+    """Give a model in evaluation mode our attention, head and normalisation, where it can be given them."""
     from ftbench.models.attention import use_packed_attention
     from ftbench.models.head import use_scoring_head
+    from ftbench.models.norm import use_own_norm
 
     use_packed_attention(model)
     use_scoring_head(model)
+    use_own_norm(model)
     return model
 
 

@@ -35,11 +35,13 @@ def add_reference(
     model.eval()
     used = list(dict.fromkeys(example for step in plan.steps for example in step.examples))
     scored: dict[EncodedExample, EncodedExample] = {}
+    batches = cut(used, micro_batch_tokens)
+    watch.expect("reference", [[batch] for batch in batches], limited=limit is not None)
     with torch.inference_mode():
-        for batch in cut(used, micro_batch_tokens):
+        for index, batch in enumerate(batches):
             if limit is not None and scored and perf_counter() - start > limit:
                 break
-            with watch.step("reference", len(scored), [batch], model) as moment, moment("forward"):
+            with watch.step("reference", index, model) as moment, moment("forward"):
                 found = completion_logprobs(model, batch, packed=packed)
             sums = zip(found.chosen.sums.tolist(), found.rejected.sums.tolist(), strict=True)
             scored |= {example: replace(example, reference=pair) for example, pair in zip(batch, sums, strict=True)}

@@ -156,6 +156,9 @@ class Training:
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
         optimiser = MasterAdamW(parameters, highest, self.settings.weight_decay)
         self.model.train()
+        size = self.fit.micro_batch_tokens
+        cuts = [cut(step.examples, size) for step in self.plan.steps]
+        self.watch.expect(self.stage, cuts, limited=self.plan.seconds is not None)
         start, tokens = perf_counter(), 0
         for index, step in enumerate(self.plan.steps):
             seconds = perf_counter() - start
@@ -163,8 +166,7 @@ class Training:
                 break
             rate = highest * self.rate(index, seconds)
             optimiser.set_learning_rate(rate)
-            batches = cut(step.examples, self.fit.micro_batch_tokens)
-            with self.watch.step(self.stage, index, batches, self.model, optimiser.tensors) as moment:
+            with self.watch.step(self.stage, index, self.model, optimiser.tensors) as moment:
                 total, norm = self._gradients(index, loss, optimiser, moment)
                 self._check(index, total, norm)  # before a weight changes
                 with moment("update"):

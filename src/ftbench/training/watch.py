@@ -18,45 +18,43 @@ if TYPE_CHECKING:
 class StepWatch:
     """Counts the tensors of the heaviest steps, by stage; `peaks` has the highest point of each.
 
-    Counting takes time, so that not all steps are counted: only the first and those with a heavier micro-batch than any
-    before, the first aside, because there is no optimiser state until its end.
+    Counting doubles a step's time, so that few are counted: which ones is known before the first.
     """
 
     def __init__(self) -> None:
         self.peaks: dict[str, Parts] = {}
-        self._heaviest: dict[str, tuple[int, int]] = {}
+        self._worth: dict[str, frozenset[int]] = {}
+
+    def expect(self, stage: str, steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> None:
+        """Choose which steps of a stage to count.
+
+        Args:
+            stage: of the training.
+            steps: the micro-batches of each.
+            limited: whether time may end the stage before its last step.
+        """
+        self._worth[stage] = worth_counting(steps, limited=limited)
 
     @contextmanager
     def step(
-        self,
-        stage: str,
-        index: int,
-        micro_batches: Sequence[MicroBatch],
-        model: "PreTrainedModel",
-        kept: "Iterable[torch.Tensor]" = (),
+        self, stage: str, index: int, model: "PreTrainedModel", kept: "Iterable[torch.Tensor]" = ()
     ) -> Iterator[Moment]:
         """Count what happens inside, if it is worth it; what was counted is kept when it raises, too.
 
         Args:
-            stage: of the training.
+            stage: of the training, that was expected.
             index: of the step in the stage.
-            micro_batches: of the step.
             model: with its parameters.
             kept: what the optimiser keeps from step to step.
 
         Yields:
             What opens the step's moments.
         """
-        tokens = max(sum(example.tokens for example in batch) for batch in micro_batches)
-        completion = max(sum(example.completion_tokens for example in batch) for batch in micro_batches)
-        most_tokens, most_completion = self._heaviest.get(stage, (0, 0))
-        if index and tokens <= most_tokens and completion <= most_completion:
+        if index not in self._worth[stage]:
             yield unwatched
             return
         from ftbench.memory.ledger import Ledger
 
-        if index:
-            self._heaviest[stage] = max(tokens, most_tokens), max(completion, most_completion)
         ledger = Ledger(vocabulary(model))
         ledger.claim_rest("activations")
         try:
@@ -65,6 +63,33 @@ class StepWatch:
         finally:
             found = [*ledger.peaks.values(), self.peaks.get(stage, Parts())]
             self.peaks[stage] = max(found, key=lambda parts: parts.total)
+
+
+def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> frozenset[int]:
+    """Return the steps that hold the heaviest micro-batch, by tokens and by completion tokens, and one early step.
+
+    The very first is aside where there are others, for there is no optimiser state until its end. The early one is for
+    a stage that does not come to its end; where time may end it, every step is counted that is heavier than all before.
+    """
+    chosen: set[int] = set()
+    for weigh in (_tokens, _completion_tokens):
+        records: list[int] = []
+        most = -1
+        for index, batches in list(enumerate(steps))[min(1, len(steps) - 1) :]:
+            weight = max(map(weigh, batches))
+            if weight > most:
+                records.append(index)
+                most = weight
+        chosen |= {*records} if limited else {records[0], records[-1]}
+    return frozenset(chosen)
+
+
+def _tokens(batch: MicroBatch) -> int:
+    return sum(example.tokens for example in batch)
+
+
+def _completion_tokens(batch: MicroBatch) -> int:
+    return sum(example.completion_tokens for example in batch)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class Lora(ftbench.Algorithm):
         """Freeze the model and put adapters beside every linear layer but the output layer."""
         from peft import LoraConfig, get_peft_model
 
+        from ftbench_lora.lowrank import use_low_rank
+
         settings = LoraConfig(
             r=self.config.rank,
             lora_alpha=self.config.alpha,
@@ -37,7 +39,8 @@ class Lora(ftbench.Algorithm):
             fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D layers store their weights transposed
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[return-value]
+        adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
+        return use_low_rank(adapted)  # type: ignore[arg-type]
 
     def load(self, folder: Path, load_base: "Callable[[Path | None], PreTrainedModel]") -> "PreTrainedModel":
         """Read the adapters and fold them into the base model's weights."""

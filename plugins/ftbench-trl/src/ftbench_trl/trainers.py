@@ -204,16 +204,18 @@ def _watch(trainer: Any, training: ftbench.Training, start: float, counting: Exi
     import torch
     from transformers import TrainerCallback
 
+    steps = [[step.examples] for step in training.plan.steps]
+    training.watch.expect(training.stage, steps, limited=training.plan.seconds is not None)
+
     class Watch(TrainerCallback):
         rate = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.rate = trainer.optimizer.param_groups[0]["lr"]
             index = state.global_step
-            batches = [training.plan.steps[index].examples]
             states = trainer.optimizer.state.values()
             kept = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
-            watched = training.watch.step(training.stage, index, batches, training.model, kept)
+            watched = training.watch.step(training.stage, index, training.model, kept)
             moment = counting.enter_context(watched)
             counting.enter_context(moment("step"))
 
