@@ -42,7 +42,7 @@ class StepWatch:
         """Count what happens inside, if it is worth it; what was counted is kept when it raises, too.
 
         Args:
-            stage: of the training, that was expected.
+            stage: of the training; one that was not expected is not counted.
             index: of the step in the stage.
             model: with its parameters.
             kept: what the optimiser keeps from step to step.
@@ -50,7 +50,7 @@ class StepWatch:
         Yields:
             What opens the step's moments.
         """
-        if index not in self._worth[stage]:
+        if index not in self._worth.get(stage, ()):
             yield unwatched
             return
         from ftbench.memory.ledger import Ledger
