@@ -62,7 +62,7 @@ def _bare(training: Any) -> Sequence[float]:
     """Train on the same steps with as little as can be; return when each ended."""
     import torch
 
-    from ftbench.models.attention import pack
+    from ftbench.models.packing import pack
     from ftbench.training.batching import cut
     from ftbench.training.optimiser import MasterAdamW, clip
     from ftbench.training.row import lay_out

@@ -26,9 +26,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from ftbench.models.attention import Block, is_packed, pack, packed_attention
+from ftbench.models.attention import is_packed, packed_attention
 from ftbench.models.head import CHUNK_BYTES, ScoringHead, TokenLogProbs
+from ftbench.models.inturn import InTurn
 from ftbench.models.loading import prepare
+from ftbench.models.packing import Block, pack
 from ftbench.training.encoding import TokenSequence
 from ftbench.training.logprobs import sequence_logprobs
 from ftbench.training.row import lay_out, rounded
@@ -150,6 +152,32 @@ def test_half_precision_attends_in_float32_on_the_cpu() -> None:
     expected, _ = packed_attention(module, query.float(), key.float(), value.float(), None, packing=packing)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.bfloat16())
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_attention_in_turn_has_the_gradients_of_its_definition(window: int | None, scale: float | None) -> None:
+    torch.manual_seed(0)
+    blocks = [Block(0, 5), Block(5, 4), Block(9, 3, 0, 4), Block(12, 1)]
+    packing = pack(blocks, CPU)["packing"]
+    query = torch.randn(1, 4, 13, 8, dtype=torch.float64, requires_grad=True)
+    key, value = (torch.randn(1, 2, 13, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    seen = torch.zeros(13, 13, dtype=torch.bool)
+    for block in blocks:
+        places = [*range(block.prefix_begin, block.prefix_begin + block.prefix_length)]
+        places += range(block.begin, block.begin + block.length)
+        for index in range(block.length):
+            reach = places[: block.prefix_length + index + 1]
+            seen[block.begin + index, reach[-(window or 99) :]] = True
+
+    def found(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return InTurn.apply(query, key, value, packing, window, scale)  # type: ignore[no-any-return,no-untyped-call]
+
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=scale, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(found(query, key, value), expected)
+    assert torch.autograd.gradcheck(found, (query, key, value))
 
 
 @pytest.mark.parametrize(("chunk", "wide"), [(1, 1), (3, 2), (7, 3), (100, 100)])

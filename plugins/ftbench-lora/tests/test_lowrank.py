@@ -90,3 +90,11 @@ def test_the_low_rank_step_is_used_and_the_adapter_can_be_switched_off(monkeypat
     assert len(calls) == 2 * 7
     merged = model.merge_and_unload()
     assert type(merged.model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
+def test_under_autocast_the_layer_is_pefts() -> None:
+    model, ids = adapted(), torch.randint(3, 64, (1, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(input_ids=ids).logits
+        use_low_rank(model)
+        assert torch.equal(model(input_ids=ids).logits, before)

@@ -5,10 +5,9 @@ attended by itself, so that the work is the sum of the squares of the lengths, n
 of one prompt may share it: then it stands in the row once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+
+from ftbench.models.packing import Block, Packing, mask_of, pack
 
 if TYPE_CHECKING:
     import torch
@@ -20,70 +19,6 @@ PACKED = "ftbench_packed"
 
 _CHANGES = ("softcap", "s_aux", "position_bias")
 """What a model may ask of its attention that is not done here."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Tokens of a row that belong together: where they begin, and how many they are.
-
-    They continue a prefix where there is one: tokens of another block, from `prefix_begin` on, that they attend to as
-    if these stood before them.
-    """
-
-    begin: int
-    length: int
-    prefix_begin: int = 0
-    prefix_length: int = 0
-
-
-@dataclass(frozen=True)
-class Packing:
-    """A row's blocks, one behind the other, and the same for kernels that take all blocks at once.
-
-    `query_bounds` and `key_bounds`, int32 `[blocks + 1]`, say where each block's queries and keys begin; `keys` picks
-    the keys, prefixes included, from the row; None where there is no prefix.
-    """
-
-    blocks: tuple[Block, ...]
-    query_bounds: "Tensor"
-    key_bounds: "Tensor"
-    keys: "Tensor | None"
-
-
-def pack(blocks: Sequence[Block], device: "torch.device") -> dict[str, Any]:
-    """Return what a model is called with beside the row's ids `[1, tokens]`.
-
-    The mask is empty: it keeps transformers from making one, and no attention but this one can take it, so that a
-    model that does not hand the packing on fails in place of mixing sequences.
-    """
-    import torch
-
-    positions = [block.prefix_length + index for block in blocks for index in range(block.length)]
-    keys = [
-        index
-        for block in blocks
-        for index in (
-            *range(block.prefix_begin, block.prefix_begin + block.prefix_length),
-            *range(block.begin, block.begin + block.length),
-        )
-    ]
-    packing = Packing(
-        tuple(blocks),
-        _bounds([block.length for block in blocks], device),
-        _bounds([block.prefix_length + block.length for block in blocks], device),
-        torch.tensor(keys, device=device) if len(keys) > len(positions) else None,
-    )
-    return {
-        "position_ids": torch.tensor(positions, device=device)[None],
-        "attention_mask": torch.empty(1, 1, 0, 0, device=device),
-        "packing": packing,
-    }
-
-
-def _bounds(lengths: Sequence[int], device: "torch.device") -> "Tensor":
-    import torch
-
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def use_packed_attention(model: "PreTrainedModel") -> None:
@@ -128,8 +63,9 @@ def packed_attention(
     Raises:
         NotImplementedError: the model asks for something that is not done here.
     """
-    import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from ftbench.models.inturn import InTurn
 
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
@@ -139,10 +75,9 @@ def packed_attention(
     window, dropout, scale = asked.get("sliding_window"), asked.get("dropout", 0.0), asked.get("scaling")
     if query.device.type == "cuda" and query.dtype.itemsize == 2 and not dropout:
         return _varlen(query, key, value, packing, window, scale)[None], None
-    # On the CPU bf16's small matrix products are slower than float32's here, and each new shape costs a kernel.
-    wide = torch.promote_types(query.dtype, torch.float32)
-    found = _each(query.to(wide), key.to(wide), value.to(wide), packing, window, scale, dropout)
-    return found.to(query.dtype), None
+    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not dropout:
+        return InTurn.apply(query, key, value, packing, window, scale), None  # type: ignore[no-untyped-call]
+    return _each(query, key, value, packing, window, scale, dropout), None
 
 
 def _each(
@@ -165,30 +100,20 @@ def _each(
                 torch.cat([whole.narrow(2, block.prefix_begin, block.prefix_length), own], dim=2)
                 for whole, own in ((key, k), (value, v))
             )
-        total = block.prefix_length + block.length
-        causal = not block.prefix_length and (window is None or total <= window)
-        mask = None if causal else _mask(block.length, total, window or total, query.device)
+        mask = mask_of(block, window, query.device)
         outputs.append(
             torch.nn.functional.scaled_dot_product_attention(
                 q,
                 k,
                 v,
                 attn_mask=mask,
-                is_causal=causal,
+                is_causal=mask is None,
                 dropout_p=dropout,
                 scale=scale,
                 enable_gqa=query.shape[1] != key.shape[1],
             ).transpose(1, 2)
         )
     return torch.cat(outputs, dim=1)
-
-
-def _mask(queries: int, keys: int, window: int, device: "torch.device") -> "Tensor":
-    """Return `[queries, keys]`, true where the last tokens of `keys` attend: to themselves and `window - 1` before."""
-    import torch
-
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return mask.tril(keys - queries).triu(keys - queries + 1 - window)
 
 
 def _varlen(

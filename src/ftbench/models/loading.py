@@ -74,14 +74,14 @@ def load_plain(folder: Path, device: "torch.device", precision: Precision = "flo
 
 
 def prepare(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Give a model in evaluation mode our attention, head and normalisation, where it can be given them."""
+    """Give a model in evaluation mode our attention, head and layers, where it can be given them."""
     from ftbench.models.attention import use_packed_attention
     from ftbench.models.head import use_scoring_head
-    from ftbench.models.norm import use_own_norm
+    from ftbench.models.layers import use_own_layers
 
     use_packed_attention(model)
     use_scoring_head(model)
-    use_own_norm(model)
+    use_own_layers(model)
     return model
 
 

@@ -4,13 +4,10 @@ On the CPU it works through a few rows at a time, so that what is in float32 sta
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 BLOCK = 2**17
 """Values that are in float32 at a time (512 KiB)."""
@@ -77,17 +74,3 @@ class RMSNorm(torch.nn.Module):
         if x.device.type == "cuda":
             return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
         return Normalise.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def use_own_norm(model: "PreTrainedModel") -> None:
-    """Give a model this normalisation where its own is Llama's, as it is in most: transformers repeats the code."""
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    for module in model.modules():
-        if _code(type(module)) == _code(LlamaRMSNorm):
-            module.__class__ = RMSNorm
-
-
-def _code(kind: type[torch.nn.Module]) -> tuple[Any, ...] | None:
-    code = getattr(kind.forward, "__code__", None)
-    return code and (code.co_code, code.co_consts, code.co_names)

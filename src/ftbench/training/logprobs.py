@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftbench.errors import FtbenchError
-from ftbench.models.attention import is_packed, pack
+from ftbench.models.attention import is_packed
+from ftbench.models.packing import pack
 from ftbench.training.row import lay_out
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ftbench.models.attention import Block
+from ftbench.models.packing import Block
 from ftbench.training.encoding import TokenSequence
 
 WORTH = 16

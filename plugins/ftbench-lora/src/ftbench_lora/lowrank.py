@@ -64,7 +64,12 @@ def use_low_rank(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def _plain(layer: Any, x: Tensor) -> str | None:
-    """Return the name of a layer's one adapter, if there is nothing about it but A, B and the scale."""
+    """Return the name of a layer's one adapter, if there is nothing about it but A, B and the scale.
+
+    Under autocast precisions are torch's business, step by step.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or active[0] in layer.lora_variant:
         return None

@@ -1,4 +1,4 @@
-"""Our own normalisation against transformers', whose values and gradients it must have."""
+"""Our own layers against transformers', whose values and gradients they must have."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen3Config
+from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from ftbench.models import norm
-from ftbench.models.norm import Normalise, RMSNorm, use_own_norm
+from ftbench.models.gated import Gate, GatedMLP
+from ftbench.models.layers import use_own_layers
+from ftbench.models.norm import Normalise, RMSNorm
 
 SIZE: dict[str, Any] = {
     "vocab_size": 64,
@@ -75,18 +77,36 @@ def test_normalisation_is_transformers(dtype: torch.dtype) -> None:
         assert (one - other).norm() <= (0.01 if dtype == torch.bfloat16 else 1e-6) * other.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_gate_is_transformers(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gate, up = torch.randn(2, 3, 40, 16).to(dtype)
+
+    def ours(gate: Tensor, up: Tensor) -> Tensor:
+        return Gate.apply(gate, up)  # type: ignore[no-any-return,no-untyped-call]
+
+    def theirs(gate: Tensor, up: Tensor) -> Tensor:
+        return torch.nn.functional.silu(gate) * up
+
+    for one, other in zip(gradients(ours, gate, up), gradients(theirs, gate, up), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("config", [LlamaConfig(**SIZE), Qwen3Config(**SIZE, head_dim=8)])
-def test_a_model_is_given_the_normalisation_where_its_own_is_llamas(config: Any) -> None:
+def test_a_model_is_given_our_layers_where_its_own_are_llamas(config: Any) -> None:
     model = build(config)
     ids = torch.randint(3, 64, (2, 9))
     before = model(input_ids=ids).logits
-    use_own_norm(model)
-    assert not any(isinstance(module, LlamaRMSNorm | Qwen3RMSNorm) for module in model.modules())
-    assert any(isinstance(module, RMSNorm) for module in model.modules())
+    use_own_layers(model)
+    kinds = {type(module) for module in model.modules()}
+    assert {RMSNorm, GatedMLP} < kinds
+    assert not kinds & {LlamaRMSNorm, LlamaMLP, Qwen3RMSNorm, Qwen3MLP}
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-5, atol=1e-6)
 
 
-def test_another_normalisation_stays() -> None:
-    model: Any = torch.nn.ModuleList([GemmaRMSNorm(4), torch.nn.LayerNorm(4)])
-    use_own_norm(model)
-    assert [type(module) for module in model] == [GemmaRMSNorm, torch.nn.LayerNorm]
+def test_other_layers_stay() -> None:
+    gemma = GemmaMLP(GemmaConfig(**SIZE))
+    model: Any = torch.nn.ModuleList([GemmaRMSNorm(4), torch.nn.LayerNorm(4), gemma])
+    before = [type(module) for module in model]
+    use_own_layers(model)
+    assert [type(module) for module in model] == before
