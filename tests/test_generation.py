@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.evaluation.generation import generate_replies
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_tokenizer
@@ -170,3 +171,10 @@ def test_without_padding_a_batch_holds_prompts_of_one_length(
     assert generate_replies(model, chat, prompts, 4, 3, lambda _: None, padded=False) == padded
     assert all(len({len(row) for row in rows}) == 1 for rows in batches)
     assert max(len(rows) for rows in batches) in (2, 3)
+
+
+def test_the_cache_is_measured_of_its_tensors(tiny_llama: Path, tiny_gpt2: Path) -> None:
+    llama, gpt2 = (load_model(each, torch.device("cpu")) for each in (tiny_llama, tiny_gpt2))
+    assert cache_bytes_per_token(llama) == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, their size, bytes
+    size = gpt2.config.hidden_size * gpt2.config.num_hidden_layers
+    assert cache_bytes_per_token(gpt2.bfloat16()) == 2 * size * 2

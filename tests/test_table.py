@@ -349,3 +349,25 @@ def test_a_run_made_with_other_software_does_not_hold(name: str) -> None:
 
 def test_what_its_plugin_is_not_built_on_may_change() -> None:
     assert _still_holds(with_versions(make_run("lora"), trl="0.0.1"), (DATA.digest, None))
+
+
+def test_the_cache_has_a_column_where_it_differs() -> None:
+    plain = [make_run(name, measures={"cache_bytes_per_token": 23040.0}) for name in ("lora", "full")]
+    assert "cache" not in render(build_groups(plain), "github")
+    runs = [*plain, make_run("mla", measures={"cache_bytes_per_token": 7200.0})]
+    text = render(build_groups(runs), "github")
+    assert "cache ↓ a token" in text
+    assert "7.03 KiB" in text
+    assert [row["cache_bytes_per_token"] for row in json.loads(render(build_groups(runs), "json"))].count(23040.0) == 2
+
+
+def test_what_an_algorithm_measured_of_itself_has_columns() -> None:
+    runs = [make_run("lora"), make_run("mla", measures={"own": {"KL_healed_nats/token": 0.33, "convert_s": 21.0}})]
+    head, *_ = render(build_groups(runs), "github").splitlines()
+    assert "KL healed nats/token" in head
+    assert "convert s" in head
+    rows = list(csv.DictReader(io.StringIO(render(build_groups(runs), "csv"))))
+    assert {row["algorithm"]: row["own.convert_s"] for row in rows} == {"lora": "", "mla": "21.0"}
+    assert {"own": {}, "algorithm": "lora"}.items() <= next(
+        row for row in json.loads(render(build_groups(runs), "json")) if row["algorithm"] == "lora"
+    ).items()

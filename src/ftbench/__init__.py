@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftbench.algorithm import AdapterConfig, Algorithm, AlgorithmConfig
+    from ftbench.algorithm import AdapterConfig, Algorithm, AlgorithmConfig, ThenConfig
     from ftbench.errors import Skip, UsageError, nearest
     from ftbench.hookspecs import hookimpl
     from ftbench.recipe import Recipe
@@ -19,6 +19,7 @@ __all__ = [
     "Recipe",
     "Skip",
     "StepReport",
+    "ThenConfig",
     "Training",
     "UsageError",
     "hookimpl",
@@ -34,6 +35,7 @@ _HOMES = {
     "Recipe": "ftbench.recipe",
     "Skip": "ftbench.errors",
     "StepReport": "ftbench.training.trainer",
+    "ThenConfig": "ftbench.algorithm",
     "Training": "ftbench.training.trainer",
     "UsageError": "ftbench.errors",
     "nearest": "ftbench.errors",

@@ -50,6 +50,13 @@ class AdapterConfig(AlgorithmConfig):
         return values
 
 
+class ThenConfig(AlgorithmConfig):
+    """Options of an algorithm that first makes another model of it, on which a second one can then train the task."""
+
+    then: str = Field(NO_ADAPTER, description="the algorithm that trains the task afterwards; none is this one itself")
+    then_options: dict[str, Any] = Field(default_factory=dict, description="that algorithm's options")
+
+
 class Algorithm:
     """A way to change a model's behaviour. Subclass, name it, override what differs from plain supervised training."""
 
@@ -69,11 +76,14 @@ class Algorithm:
         self.config: Any = config
         self.adapter: Algorithm | None = None
         """Set by the core where `Config` is an `AdapterConfig` that names one: `adapt`, `save`, `load` are its."""
+        self.then: Algorithm | None = None
+        """Set by the core where `Config` is a `ThenConfig` that names one: what is needed and packed is its."""
 
     @property
     def packed(self) -> bool:
         """Whether the adapted model keeps sequences of one row apart by their positions; if not, each gets a row."""
-        return self.adapter.packed if self.adapter else True
+        other = self.then or self.adapter
+        return other.packed if other else True
 
     @property
     def is_adapter(self) -> bool:
@@ -93,7 +103,8 @@ class Algorithm:
 
     def skip(self, recipe: Recipe) -> str | None:
         """Return why the algorithm cannot apply to this recipe, or None."""
-        return self.adapter.skip(recipe) if self.adapter else None
+        other = self.then or self.adapter
+        return other.skip(recipe) if other else None
 
     def system_prompt(self, topic: str) -> str | None:
         """Return the system prompt to train, evaluate and serve under; None leaves the model's own."""
@@ -122,6 +133,10 @@ class Algorithm:
     def train(self, training: "Training") -> None:
         """Train `training.model` in place: by default the shared trainer with this algorithm's loss."""
         training.run(self.loss)
+
+    def figures(self) -> dict[str, float]:
+        """Return what else it measured, by name with the unit at its end; called when all is done."""
+        return {}
 
     def save(self, model: "PreTrainedModel", folder: Path) -> None:
         """Write what training changed as safetensors into `folder`; by default the adapter, or the whole model."""

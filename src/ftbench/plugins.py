@@ -11,7 +11,7 @@ from typing import Any
 import pluggy
 
 from ftbench import hookspecs
-from ftbench.algorithm import NO_ADAPTER, AdapterConfig, Algorithm, AlgorithmConfig, configure
+from ftbench.algorithm import NO_ADAPTER, AdapterConfig, Algorithm, AlgorithmConfig, ThenConfig, configure
 from ftbench.errors import UsageError, nearest
 
 GROUP = "ftbench"
@@ -79,18 +79,36 @@ class Registry:
         return f"{algorithm.name}:{short}", options
 
     def make(self, name: str, options: dict[str, Any]) -> Algorithm:
-        """Make an algorithm with its options, and with the algorithm that its `adapter` names.
+        """Make an algorithm with its options, and with the algorithms that its `adapter` or `then` names.
 
         Raises:
             UsageError: no such algorithm or option, or a value that does not fit.
         """
         algorithm = configure(self.find(name), options)
-        if isinstance(algorithm.config, AdapterConfig) and algorithm.config.adapter != NO_ADAPTER:
-            try:
-                self._give_adapter(algorithm)
-            except UsageError as error:
-                raise UsageError(f"algorithm '{name}', option adapter: {error} (or '{NO_ADAPTER}')") from error
+        for kind, option, give in (
+            (AdapterConfig, "adapter", self._give_adapter),
+            (ThenConfig, "then", self._give_then),
+        ):
+            if isinstance(algorithm.config, kind) and getattr(algorithm.config, option) != NO_ADAPTER:
+                try:
+                    give(algorithm)
+                except UsageError as error:
+                    raise UsageError(f"algorithm '{name}', option {option}: {error} (or '{NO_ADAPTER}')") from error
         return algorithm
+
+    def _give_then(self, algorithm: Algorithm) -> None:
+        """Make the algorithm that trains afterwards, and write all its options out there."""
+        name, given = algorithm.config.then, algorithm.config.then_options
+        held: dict[str, Any] = {}
+        if not set(given) >= set(self.find(name).Config.model_fields):
+            name, held = self.resolve(name)
+        other = self.make(name, merged(held, given))
+        if other.needs == "nothing" or other.own_trainer or isinstance(other.config, ThenConfig):
+            raise UsageError(f"'{name}' cannot train another algorithm's model")
+        algorithm.then = other
+        algorithm.needs = other.needs  # type: ignore[misc]
+        options = other.config.model_dump(mode="json")
+        algorithm.config = algorithm.config.model_copy(update={"then": name, "then_options": options})
 
     def _give_adapter(self, algorithm: Algorithm) -> None:
         """Make the adapter that the configuration names, and write all its options out there."""

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData, build_task
+from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
 from ftbench.evaluation.judge import VERSION, Judge, Learnt, judge_digest, train_judge
 from ftbench.evaluation.statistics import distinct, rise, share
@@ -132,6 +133,8 @@ class RunInProgress:
         counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model)) if counted else nullcontext()
         with self._phase("evaluate", len(data.evaluation)), counting:
             items = self._evaluate(model, chat, data, judge)
+        facts.measures["cache_bytes_per_token"] = cache_bytes_per_token(model)
+        facts.measures["own"] = self.algorithm.figures()
         self._score(items)
         write_jsonl(self.folder / REPLIES, (item.model_dump() for item in items))
 
@@ -209,6 +212,8 @@ class RunInProgress:
             finally:
                 self._meter.keep_tensors("train", training.watch.peaks.values())
                 measures["reductions"] = fit.reductions
+            if self.algorithm.then:
+                measures["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
             measures |= log.measures(recipe.algorithm)
             if not self.algorithm.own_trainer:
                 measures |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}

@@ -63,6 +63,7 @@ def packed_attention(
     Raises:
         NotImplementedError: the model asks for something that is not done here.
     """
+    import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from ftbench.models.inturn import InTurn
@@ -73,11 +74,16 @@ def packed_attention(
     if beyond or asked.get("is_causal") is False:
         raise NotImplementedError(f"packed attention without {beyond or 'causality'}")
     window, dropout, scale = asked.get("sliding_window"), asked.get("dropout", 0.0), asked.get("scaling")
+    narrow = value.shape[-1]
+    if narrow < query.shape[-1]:  # the kernels want one size
+        value = torch.nn.functional.pad(value, (0, query.shape[-1] - narrow))
     if query.device.type == "cuda" and query.dtype.itemsize == 2 and not dropout:
-        return _varlen(query, key, value, packing, window, scale)[None], None
-    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not dropout:
-        return InTurn.apply(query, key, value, packing, window, scale), None  # type: ignore[no-untyped-call]
-    return _each(query, key, value, packing, window, scale, dropout), None
+        found = _varlen(query, key, value, packing, window, scale)[None]
+    elif query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not dropout:
+        found = InTurn.apply(query, key, value, packing, window, scale)  # type: ignore[no-untyped-call]
+    else:
+        found = _each(query, key, value, packing, window, scale, dropout)
+    return found[..., :narrow], None
 
 
 def _each(

@@ -86,6 +86,7 @@ class Measures(BaseModel):
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     size_on_disk: int | None = None
+    cache_bytes_per_token: float | None = Field(None, description="by which the cache grows while generating")
     reply_tokens: float | None = Field(None, description="mean tokens of a reply")
     replies_ended: float | None = Field(None, description="share of replies that the model ended by itself")
     peak_memory_bytes: int | None = Field(
@@ -100,6 +101,7 @@ class Measures(BaseModel):
     reductions: list[Reduction] = Field(default_factory=list, description="steps that ran out of memory")
     peak_reserved_bytes: int | None = Field(None, description="what CUDA's allocator held; none on the CPU")
     memory_kind: str = Field("resident", description="what the memory peaks count")
+    own: dict[str, float] = Field(default_factory=dict, description="what the algorithm measured of itself, by name")
     phase_seconds: dict[str, float] = Field(default_factory=dict)
     phase_peak_bytes: dict[str, int] = Field(default_factory=dict)
     phase_tensor_bytes: dict[str, int] = Field(default_factory=dict, description="highest of live tensors, exactly")

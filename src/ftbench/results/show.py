@@ -11,7 +11,7 @@ from ftbench.results.store import Run
 
 _OWN_SECTIONS = {
     "phase_seconds", "phase_peak_bytes", "phase_tensor_bytes", "peak_parts", "micro_batch_tokens", "checkpointing",
-    "reductions",
+    "reductions", "own",
 }  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def _settings(result: Result) -> dict[str, str]:
 def _figures(result: Result) -> dict[str, str]:
     measures = result.measures.model_dump(exclude=_OWN_SECTIONS, exclude_none=True)
     rows = {f"  {key.replace('_', ' ')}": _value(key, value) for key, value in measures.items()}
+    rows |= {f"  {name.replace('_', ' ')}": f"{value:.4g}" for name, value in result.measures.own.items()}
     if result.judge:
         judge = result.judge
         rows["  judge"] = (

@@ -27,6 +27,24 @@ class Column:
     heading: str
     show: Callable[[Any], str]
 
+    def value(self, row: Row) -> Any:
+        """Return what stands in it, None where nothing does."""
+        return row[self.key]
+
+
+@dataclass(frozen=True)
+class OwnColumn(Column):
+    """A column of what an algorithm measured of itself."""
+
+    @classmethod
+    def of(cls, name: str) -> "OwnColumn":
+        """Return the column of a figure."""
+        return cls(name, name.replace("_", " "), "{:.4g}".format)
+
+    def value(self, row: Row) -> Any:
+        """Return what stands in it, None where nothing does."""
+        return row["own"].get(self.key)
+
 
 def _share(value: Any) -> str:
     interval = f" [{value['low']:.2f}, {value['high']:.2f}]" if value["low"] is not None else ""
@@ -73,6 +91,7 @@ COLUMNS = (
     Column("trained_on", "prompts / sequences / tokens", _trained_on),
     Column("trainable_parameters", "trainable", _count),
     Column("size_on_disk", "size ↓", lambda value: format_bytes(value) if value else "-"),
+    Column("cache_bytes_per_token", "cache ↓ a token", format_bytes),
 )
 
 
@@ -160,6 +179,8 @@ def _row(run: Run) -> Row:
         else None,
         "trainable_parameters": measures.trainable_parameters,
         "size_on_disk": measures.size_on_disk,
+        "cache_bytes_per_token": measures.cache_bytes_per_token,
+        "own": measures.own,
         "judge_auc": result.judge.auc if result.judge else None,
         "run": run.folder.name,
     }
@@ -231,9 +252,12 @@ def _shown(rows: list[Row]) -> list[Column]:
     hidden |= {"memory_budget"} if len({row["memory_budget"] for row in rows}) == 1 else set()
     cuts = {tuple(row["cut"].values()) for row in rows if row["cut"]}
     hidden |= {"cut"} if len(cuts) <= 1 and not any(row["memory_budget"] for row in rows) else set()
-    return [
+    caches = {row["cache_bytes_per_token"] for row in rows} - {None}
+    hidden |= {"cache_bytes_per_token"} if len(caches) == 1 else set()
+    shown = [
         column for column in COLUMNS if column.key not in hidden and any(row[column.key] is not None for row in rows)
     ]
+    return shown + [OwnColumn.of(name) for name in dict.fromkeys(name for row in rows for name in row["own"])]
 
 
 def _heading(column: Column, rows: list[Row]) -> str:
@@ -244,7 +268,7 @@ def _heading(column: Column, rows: list[Row]) -> str:
 
 
 def _cell(column: Column, row: Row) -> str:
-    value = row[column.key]
+    value = column.value(row)
     return "-" if value is None else column.show(value)
 
 

@@ -1,0 +1,114 @@
+"""What latent-attention compression loses on SmolLM2-135M, by share of the cache and recipe; and what healing mends.
+
+python benchmarks/latent.py oasst1-en-validation.jsonl                 one-shot, about ten minutes
+python benchmarks/latent.py oasst1-en-validation.jsonl --heal          and 20,000 tokens of healing; half an hour
+
+Calibration: 3,072 tokens of OASST1's conversations. In-domain: others of these, 4,096 tokens. Other domain: Python's
+language reference, as every Python carries it, 4,096 tokens. All in texts of 512 tokens, in float32. A line a
+conversion is added to benchmarks/latent/cpu.jsonl; what is there is not made again.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from pydoc_data.topics import topics
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ftbench.data.conversations import Selection
+from ftbench.data.sources import read_source
+from ftbench.models.chat import ChatFormat
+from ftbench.models.loading import load_model, load_tokenizer
+from ftbench.models.resolve import resolve_model
+from ftbench.recipe import read_recipe
+from ftbench_mla.convert import Settings, convert_keeping
+from ftbench_mla.heal import HealSettings, compare, draw_texts, heal
+
+HERE = Path(__file__).parent
+LENGTH = 512
+"""Tokens of a text."""
+
+CASES: list[dict[str, Any]] = [
+    *({"kv": kv, "recipe": recipe} for kv in (0.5, 0.3125, 0.1875) for recipe in ("mha2mla", "transmla", "fisher")),
+    *({"kv": kv, "recipe": "fisher", "mode": "exact-rope"} for kv in (0.5, 0.3125, 0.1875)),
+    {"kv": 0.5, "recipe": "plain"},
+    {"kv": 0.5, "recipe": "plain", "mode": "exact-rope"},
+]
+HEALED: list[dict[str, Any]] = [{"kv": 0.3125, "recipe": "fisher", "heal": 20_000}]
+
+
+def main() -> None:
+    """Convert what is not there yet, and print how far each is from the base."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="OASST1's English validation messages")
+    parser.add_argument("--heal", action="store_true")
+    given = parser.parse_args()
+    path = HERE / "latent" / "cpu.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    texts = _texts(given.file)
+    for case in CASES + (HEALED if given.heal else []):
+        if case not in [row["case"] for row in rows]:
+            rows.append({"case": case, **_measure(case, *texts)})
+            with path.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+        _print(next(row for row in rows if row["case"] == case))
+
+
+Texts = list[list[int]]
+
+
+def _texts(file: str) -> tuple[Texts, Texts, Texts]:
+    """Return texts to calibrate on, others of the same kind, and of another kind."""
+    folder = resolve_model(read_recipe("quick").model, None).folder
+    chat = ChatFormat(load_tokenizer(folder))
+    content = read_source(file, "en").content
+    assert isinstance(content, Selection)
+    pairs = [(one.prompt, one.replies[0].text) for one in content.conversations]
+    talk = [token for prompt, reply in pairs for token in (*chat.prompt_ids(prompt), *chat.completion_ids(reply))]
+    prose = chat.tokenizer("\n\n".join(topics[name] for name in sorted(topics)))["input_ids"]
+    calibration, inside = 3072 // LENGTH, 4096 // LENGTH
+    cut = [talk[begin : begin + LENGTH] for begin in range(0, len(talk) - LENGTH, LENGTH)]
+    other = [prose[begin : begin + LENGTH] for begin in range(0, len(prose) - LENGTH, LENGTH)]
+    step = len(other) // inside
+    return cut[:calibration], cut[calibration : calibration + inside], other[: inside * step : step]
+
+
+def _measure(case: dict[str, Any], calibration: Texts, inside: Texts, outside: Texts) -> dict[str, Any]:
+    """Convert, heal where it is asked for, and compare."""
+    torch.manual_seed(0)
+    folder = resolve_model(read_recipe("quick").model, None).folder
+    model = load_model(folder, torch.device("cpu"))
+    settings = Settings(**{name: value for name, value in case.items() if name != "heal"})
+    start = perf_counter()
+    teacher = convert_keeping(model, calibration, settings)
+    found: dict[str, Any] = {"convert_seconds": round(perf_counter() - start, 1), "ranks": model.config.latent_ranks}
+    if case.get("heal"):
+        length = 256
+        with teacher.in_place() as base:
+            texts = draw_texts(base, base.config.bos_token_id, case["heal"] // length, length, seed=0)
+        found["draw_seconds"] = round(perf_counter() - start - found["convert_seconds"], 1)
+        losses: list[float] = []
+        heal(model, teacher, texts, 1e-3, HealSettings(), lambda loss, *_: losses.append(loss))
+        found["heal_seconds"] = round(perf_counter() - start - found["convert_seconds"] - found["draw_seconds"], 1)
+        found["heal_losses"] = losses
+    for name, texts in (("inside", inside), ("outside", outside)):
+        found[name] = asdict(compare(model, teacher, texts))
+    return found
+
+
+def _print(row: dict[str, Any]) -> None:
+    what = ", ".join(f"{name} {value}" for name, value in row["case"].items())
+    forms = {"kl": "{:.3f}", "agreement": "{:.0%}", "perplexity_ratio": "{:.2f}"}
+    kl, same, ratio = (
+        " / ".join(form.format(row[where][name]) for where in ("inside", "outside")) for name, form in forms.items()
+    )
+    seconds = row["convert_seconds"]
+    print(f"{what:45} KL {kl}, same likeliest token {same}, perplexity x {ratio}; {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

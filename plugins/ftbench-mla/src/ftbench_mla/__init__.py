@@ -1,0 +1,171 @@
+"""Latent-attention compression."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import ftbench
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ftbench_mla.convert import Settings, Teacher
+    from ftbench_mla.heal import Divergence
+
+CONVERTED, THEN = "converted", "then"
+"""Folders of a saved model that another algorithm trained: the model, and what that algorithm saved."""
+
+COMPARED = 16
+"""Texts that the base draws and the model is not healed on, to compare the two."""
+
+
+class Mla(ftbench.Algorithm):
+    """Latent attention decomposed from the trained one (arXiv:2405.04434), healed against the base, then trained."""
+
+    name = "mla"
+
+    class Config(ftbench.ThenConfig):
+        """What is kept of the cache, and how the model is healed before it is trained."""
+
+        learning_rate: float = 1.5e-4
+        kv: float = Field(0.3125, gt=0, le=1, description="share of the base's cache that is kept")
+        mode: Literal["absorbable", "exact-rope"] = "absorbable"
+        recipe: Literal["fisher", "transmla", "mha2mla", "plain"] = "fisher"
+        rank: int | None = Field(None, ge=1, description="of every layer; by default what kv leaves")
+        rope_dims: int | None = Field(None, ge=0, description="rotated beside the latent; by default a third")
+        calibration_tokens: int = Field(4096, ge=256)
+        heal_tokens: int = Field(20_000, ge=0, description="beside the recipe's; of texts that the base model draws")
+        heal_learning_rate: float = Field(1e-3, gt=0)
+        heal_length: int = Field(256, ge=16, description="tokens of a text")
+        decode_contexts: tuple[int, ...] = Field((128, 1024), description="tokens before those whose speed is measured")
+
+    def __init__(self, config: ftbench.AlgorithmConfig) -> None:
+        super().__init__(config)
+        self._teacher: Teacher | None = None
+        self._figures: dict[str, float] = {}
+        self._converted: TemporaryDirectory[str] | None = None
+        self._trained: PreTrainedModel | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Return how far the model was from the base when it was converted and when it was healed, and its speed."""
+        return self._figures
+
+    def settings(self) -> "Settings":
+        """Return how the model is converted."""
+        from ftbench_mla.convert import Settings
+
+        config = self.config
+        return Settings(config.kv, config.mode, config.recipe, config.rank, config.rope_dims)
+
+    def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
+        """Convert the model, calibrated on the training texts."""
+        from ftbench_mla.convert import convert_keeping, reshape
+        from ftbench_mla.family import UnconvertibleError
+
+        start = perf_counter()
+        try:
+            if is_valueless(model):
+                return reshape(model, self.settings())
+            texts = first_tokens(calibration, self.config.calibration_tokens)
+            self._teacher = convert_keeping(model, texts, self.settings())
+        except UnconvertibleError as error:
+            raise ftbench.Skip(str(error)) from error
+        self._figures["convert_s"] = perf_counter() - start
+        return model
+
+    def train(self, training: "ftbench.Training") -> None:
+        """Heal, and then train as any other model is."""
+        if self._teacher is not None:
+            self._heal(training, self._teacher)
+        self._teacher = None  # and with it the attention that was
+        if self.then is None:
+            training.run(self.loss)
+            return
+        model, other = training.model, self.then
+        if not is_valueless(model):
+            self._converted = TemporaryDirectory()
+            model.save_pretrained(self._converted.name)
+        self._trained = other.adapt(model, [example.chosen.ids for example in training.plan.examples])
+        settings = replace(training.settings, learning_rate=other.config.learning_rate)
+        other.train(replace(training, model=self._trained, settings=settings))
+
+    def save(self, model: "PreTrainedModel", folder: Path) -> None:
+        """Write the model; what another algorithm then trained stands beside the converted one."""
+        if self.then is None or self._converted is None or self._trained is None:
+            super().save(model, folder)
+            return
+        shutil.copytree(self._converted.name, folder / CONVERTED)
+        self._converted.cleanup()
+        (folder / THEN).mkdir()
+        self.then.save(self._trained, folder / THEN)
+
+    def _heal(self, training: "ftbench.Training", teacher: "Teacher") -> None:
+        """Heal on texts that the base draws, and compare with it before and after on others."""
+        from ftbench_mla.decode import STEPS, decode_speed
+        from ftbench_mla.heal import HealSettings, compare, draw_texts, heal
+
+        config, model, length = self.config, training.model, self.config.heal_length
+        count = config.heal_tokens // length
+        longest = model.config.max_position_embeddings - STEPS
+        contexts = [context for context in config.decode_contexts if context <= longest]
+        with teacher.in_place() as base:
+            start = base.config.bos_token_id
+            first = training.plan.examples[0].chosen.ids[0]
+            drawn = draw_texts(base, first if start is None else start, count + COMPARED, length, training.plan.seed)
+            for context in contexts:
+                self._figures[f"decode_{context}_base_tokens/s"] = decode_speed(base, context)
+        for context in contexts:
+            self._figures[f"decode_{context}_tokens/s"] = decode_speed(model, context)
+        texts, held_out = drawn[:count], drawn[count:]
+        self._compare("converted", compare(model, teacher, held_out))
+        if not texts:
+            return
+        settings = HealSettings(2 * length, training.fit.micro_batch_tokens, training.settings.max_grad_norm)
+
+        def report(loss: float, norm: float, rate: float, tokens: int, sequences: int) -> None:
+            training.report(ftbench.StepReport("heal", loss, norm, rate, tokens, sequences, sequences))
+
+        heal(model, teacher, texts, config.heal_learning_rate, settings, report)
+        self._compare("healed", compare(model, teacher, held_out))
+
+    def _compare(self, when: str, found: "Divergence") -> None:
+        self._figures[f"KL_{when}_nats/token"] = found.kl
+        self._figures[f"agreement_{when}"] = found.agreement
+        self._figures[f"perplexity_ratio_{when}"] = found.perplexity_ratio
+
+    def load(self, folder: Path, load_base: "Callable[[Path | None], PreTrainedModel]") -> "PreTrainedModel":
+        """Read the converted model."""
+        import ftbench_mla.modeling  # noqa: F401  makes its classes known to transformers
+
+        if self.then is None:
+            return load_base(folder)
+        return self.then.load(folder / THEN, lambda other: load_base(other or folder / CONVERTED))
+
+
+def is_valueless(model: "PreTrainedModel") -> bool:
+    """Whether a model is only planned with, and has no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(next(model.parameters()).data, FakeTensor)
+
+
+def first_tokens(texts: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
+    """Return as many whole texts as have so many tokens together."""
+    found: list[Sequence[int]] = []
+    for text in texts:
+        if sum(map(len, found)) >= tokens:
+            break
+        found.append(text)
+    return found
+
+
+@ftbench.hookimpl
+def ftbench_algorithms() -> list[type[ftbench.Algorithm]]:
+    """Bring latent-attention compression."""
+    return [Mla]

@@ -1,0 +1,208 @@
+"""Healing: a converted model learns to predict again what it predicted before."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ftbench.errors import FtbenchError
+from ftbench_mla.attention import LatentAttention
+from ftbench_mla.convert import Teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK = 256
+"""Tokens whose logits exist at a time."""
+
+ROWS = 64
+"""Texts that are drawn at once."""
+
+Report = Callable[[float, float, float, int, int], None]
+"""Called with a step's loss, its gradients' norm, the learning rate, and its tokens and texts."""
+
+
+@dataclass(frozen=True)
+class HealSettings:
+    """How much healing does at once: tokens a step, tokens a micro-batch, and the largest norm of gradients."""
+
+    step_tokens: int = 512
+    micro_batch_tokens: int = 1024
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model is from the one it was, over some texts.
+
+    `kl` is KL(base || model), nats/token; `agreement` the share of tokens on which their likeliest next token is the
+    same; `perplexity_ratio` the model's perplexity of the texts over the base's.
+    """
+
+    kl: float
+    agreement: float
+    perplexity_ratio: float
+
+
+class HeadDivergence(torch.autograd.Function):
+    """KL(softmax(teacher Wᵀ) || softmax(student Wᵀ)) at each token, nats, `[tokens]`, without all logits at once.
+
+    Its gradient by the student's logits is the difference of the two distributions; the one by its hidden states is
+    computed in the forward pass, for the head's weights rest.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        """`student` and `teacher` are the head's inputs, `[tokens, hidden]`; `weight` is `[vocabulary, hidden]`."""
+        found = torch.empty(len(student), dtype=torch.float32, device=student.device)
+        ahead = torch.empty_like(student)
+        for begin in range(0, len(student), CHUNK):
+            rows = slice(begin, begin + CHUNK)
+            wanted = (teacher[rows] @ weight.T).float().log_softmax(-1)
+            own = (student[rows] @ weight.T).float().log_softmax(-1)
+            chances = wanted.exp()
+            found[rows] = (chances * (wanted - own)).sum(-1)
+            ahead[rows] = own.exp_().sub_(chances).to(weight.dtype) @ weight
+        ctx.save_for_backward(ahead)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient by the student's hidden states."""
+        (ahead,) = ctx.saved_tensors
+        return ahead * grads[0][:, None].to(ahead.dtype), None, None
+
+
+def attention_weights(model: "PreTrainedModel") -> "list[torch.nn.Parameter]":
+    """Return what healing trains: all weights of latent attention."""
+    return [
+        parameter
+        for module in model.modules()
+        if isinstance(module, LatentAttention)
+        for parameter in module.parameters(recurse=True)
+    ]
+
+
+def heal(
+    model: "PreTrainedModel",
+    teacher: Teacher,
+    texts: Sequence[Sequence[int]],
+    learning_rate: float,
+    settings: HealSettings,
+    report: Report,
+) -> None:
+    """Train latent attention to what the model was, on texts of one length; nothing else is changed.
+
+    Args:
+        model: the converted one; what was trainable is so again afterwards.
+        teacher: what it was.
+        texts: token ids.
+        learning_rate: the highest: it rises over the first twentieth of the steps, and falls to a tenth as a cosine.
+        settings: how much is done at once.
+        report: called after every step.
+    """
+    from ftbench.training.optimiser import MasterAdamW, clip
+
+    weights = attention_weights(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimiser = MasterAdamW(weights, learning_rate, 0.0)
+    size = max(1, settings.step_tokens // len(texts[0]))
+    steps = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
+    model.train()
+    try:
+        for index, step in enumerate(steps):
+            rate = learning_rate * _rate(index, len(steps))
+            optimiser.set_learning_rate(rate)
+            loss = _accumulate(model, teacher, step, max(1, settings.micro_batch_tokens // len(texts[0])))
+            norm = optimiser.gradient_norm().item()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise FtbenchError(
+                    f"healing's loss is no longer finite at step {index + 1}; try a lower heal_learning_rate"
+                )
+            optimiser.step(clip(norm, settings.max_grad_norm))
+            optimiser.zero_grad()
+            report(loss, norm, rate, sum(map(len, step)), len(step))
+    finally:
+        model.zero_grad()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in [*trainable, *weights]:
+            parameter.requires_grad_(True)
+        model.eval()
+
+
+def _rate(index: int, steps: int) -> float:
+    warm = max(1, steps // 20)
+    if index < warm:
+        return (index + 1) / warm
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (index - warm) / max(1, steps - warm)))
+
+
+def _accumulate(model: "PreTrainedModel", teacher: Teacher, step: Sequence[Sequence[int]], size: int) -> float:
+    """Add the gradients of the mean divergence over all tokens of a step, and return it, nats/token."""
+    tokens = sum(map(len, step))
+    weight = model.get_output_embeddings().weight.detach()
+    total = 0.0
+    for begin in range(0, len(step), size):
+        ids = torch.tensor([list(text) for text in step[begin : begin + size]], device=model.device)
+        with teacher.in_place() as base:
+            wanted = base.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        each: Tensor = HeadDivergence.apply(hidden, wanted, weight)  # type: ignore[no-untyped-call]
+        loss = each.sum() / tokens
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
+
+
+@torch.no_grad()
+def compare(model: "PreTrainedModel", teacher: Teacher, texts: Sequence[Sequence[int]]) -> Divergence:
+    """Measure how far a converted model is from what it was, each text by itself."""
+    kl = agreed = own_loss = base_loss = 0.0
+    tokens = 0
+    for text in texts:
+        ids = torch.tensor([list(text)], device=model.device)
+        with teacher.in_place() as base:
+            wanted = base(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        own = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        kl += float((wanted.exp() * (wanted - own)).sum())
+        agreed += float((wanted.argmax(-1) == own.argmax(-1)).sum())
+        base_loss -= float(wanted.gather(-1, ids[0, 1:, None]).sum())
+        own_loss -= float(own.gather(-1, ids[0, 1:, None]).sum())
+        tokens += len(text) - 1
+    ratio = float(torch.tensor((own_loss - base_loss) / tokens, dtype=torch.float64).exp())
+    return Divergence(kl / tokens, agreed / tokens, ratio)
+
+
+@torch.no_grad()
+def draw_texts(model: "PreTrainedModel", start: int, count: int, length: int, seed: int) -> list[list[int]]:
+    """Let a model speak, past every end: texts of all that it knows of.
+
+    Args:
+        model: in evaluation mode.
+        start: the token that texts begin with.
+        count: texts.
+        length: tokens of each.
+        seed: of the draw.
+    """
+    from transformers import DynamicCache
+
+    draw = torch.Generator().manual_seed(seed)
+    texts: list[list[int]] = []
+    while len(texts) < count:
+        last = torch.full((min(ROWS, count - len(texts)), 1), start, device=model.device)
+        drawn, cache = [last], DynamicCache(config=model.config)
+        for _ in range(length - 1):
+            logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
+            chances = logits.float().softmax(-1).cpu()
+            last = torch.multinomial(chances, 1, generator=draw).to(model.device)
+            drawn.append(last)
+        texts += torch.cat(drawn, dim=1).tolist()
+    return texts
