@@ -1,7 +1,7 @@
 """Latent-attention compression."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,12 @@ from pydantic import Field
 import ftbench
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+    from ftbench.training.step import Moment
     from ftbench_mla.convert import Settings, Teacher
     from ftbench_mla.heal import Divergence
 
@@ -107,6 +111,7 @@ class Mla(ftbench.Algorithm):
 
     def _heal(self, training: "ftbench.Training", teacher: "Teacher") -> None:
         """Heal on texts that the base draws, and compare with it before and after on others."""
+        from ftbench.training.encoding import EncodedExample, TokenSequence
         from ftbench_mla.decode import STEPS, decode_speed
         from ftbench_mla.heal import HealSettings, compare, draw_texts, heal
 
@@ -131,7 +136,13 @@ class Mla(ftbench.Algorithm):
         def report(loss: float, norm: float, rate: float, tokens: int, sequences: int) -> None:
             training.report(ftbench.StepReport("heal", loss, norm, rate, tokens, sequences, sequences))
 
-        heal(model, teacher, texts, config.heal_learning_rate, settings, report)
+        examples = [EncodedExample(TokenSequence(tuple(text), 1), None) for text in texts]
+        training.watch.expect("heal", [[(example,)] for example in examples[:: settings.texts(length)]], limited=False)
+
+        def counted(index: int, kept: "Iterator[Tensor]") -> "AbstractContextManager[Moment]":
+            return training.watch.step("heal", index, model, kept)
+
+        heal(model, teacher, texts, config.heal_learning_rate, settings, report, counted)
         self._compare("healed", compare(model, teacher, held_out))
 
     def _compare(self, when: str, found: "Divergence") -> None:

@@ -1,7 +1,8 @@
 """Healing: a converted model learns to predict again what it predicted before."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ftbench.errors import FtbenchError
+from ftbench.training.step import unwatched
 from ftbench_mla.attention import LatentAttention
 from ftbench_mla.convert import Teacher
 
@@ -18,11 +20,19 @@ if TYPE_CHECKING:
 CHUNK = 256
 """Tokens whose logits exist at a time."""
 
-ROWS = 64
-"""Texts that are drawn at once."""
+ROWS = 32
+"""Texts that are drawn at once: their cache is smaller than what training keeps."""
 
 Report = Callable[[float, float, float, int, int], None]
 """Called with a step's loss, its gradients' norm, the learning rate, and its tokens and texts."""
+
+Count = Callable[[int, Iterator[Tensor]], AbstractContextManager[Any]]
+"""Opens a step, by its index and what the optimiser keeps, for somebody who looks at memory."""
+
+
+def uncounted(_index: int, _kept: Iterator[Tensor]) -> AbstractContextManager[Any]:
+    """Open a step that nobody looks at."""
+    return nullcontext(unwatched)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class HealSettings:
     step_tokens: int = 512
     micro_batch_tokens: int = 1024
     max_grad_norm: float = 1.0
+
+    def texts(self, length: int) -> int:
+        """Return how many texts of so many tokens a step has."""
+        return max(1, self.step_tokens // length)
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,7 @@ def heal(
     learning_rate: float,
     settings: HealSettings,
     report: Report,
+    count: Count = uncounted,
 ) -> None:
     """Train latent attention to what the model was, on texts of one length; nothing else is changed.
 
@@ -103,6 +118,7 @@ def heal(
         learning_rate: the highest: it rises over the first twentieth of the steps, and falls to a tenth as a cosine.
         settings: how much is done at once.
         report: called after every step.
+        count: opens every step.
     """
     from ftbench.training.optimiser import MasterAdamW, clip
 
@@ -113,20 +129,21 @@ def heal(
     for weight in weights:
         weight.requires_grad_(True)
     optimiser = MasterAdamW(weights, learning_rate, 0.0)
-    size = max(1, settings.step_tokens // len(texts[0]))
+    size = settings.texts(len(texts[0]))
     steps = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
     model.train()
     try:
         for index, step in enumerate(steps):
             rate = learning_rate * _rate(index, len(steps))
             optimiser.set_learning_rate(rate)
-            loss = _accumulate(model, teacher, step, max(1, settings.micro_batch_tokens // len(texts[0])))
-            norm = optimiser.gradient_norm().item()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise FtbenchError(
-                    f"healing's loss is no longer finite at step {index + 1}; try a lower heal_learning_rate"
-                )
-            optimiser.step(clip(norm, settings.max_grad_norm))
+            rows = max(1, settings.micro_batch_tokens // len(texts[0]))
+            with count(index, optimiser.tensors) as moment, moment("heal"):
+                loss = _accumulate(model, teacher, step, rows)
+                norm = optimiser.gradient_norm().item()
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    where = f"healing's loss is no longer finite at step {index + 1}"
+                    raise FtbenchError(f"{where}; try a lower heal_learning_rate")
+                optimiser.step(clip(norm, settings.max_grad_norm))
             optimiser.zero_grad()
             report(loss, norm, rate, sum(map(len, step)), len(step))
     finally:
