@@ -25,7 +25,7 @@ from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.models.resolve import resolve_model
 from ftbench.recipe import read_recipe
 from ftbench_mla.convert import Settings, convert_keeping
-from ftbench_mla.heal import HealSettings, compare, draw_texts, heal
+from ftbench_mla.heal import HealSettings, diverge, draw_texts, heal, predict
 
 HERE = Path(__file__).parent
 LENGTH = 512
@@ -49,10 +49,13 @@ def main() -> None:
     path = HERE / "latent" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    texts = _texts(given.file)
+    calibration, *domains = _texts(given.file)
+    wanted = [case for case in CASES + (HEALED if given.heal else []) if case not in [row["case"] for row in rows]]
+    known = [[predict(base, text) for text in texts] for texts in domains] if wanted and (base := _load()) else []
     for case in CASES + (HEALED if given.heal else []):
         if case not in [row["case"] for row in rows]:
-            rows.append({"case": case, **_measure(case, *texts)})
+            found = _measure(case, calibration, domains, known)
+            rows.append({"case": case, **found})
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
         _print(next(row for row in rows if row["case"] == case))
@@ -77,11 +80,17 @@ def _texts(file: str) -> tuple[Texts, Texts, Texts]:
     return cut[:calibration], cut[calibration : calibration + inside], other[: inside * step : step]
 
 
-def _measure(case: dict[str, Any], calibration: Texts, inside: Texts, outside: Texts) -> dict[str, Any]:
+def _load() -> Any:
+    folder = resolve_model(read_recipe("quick").model, None).folder
+    return load_model(folder, torch.device("cpu"))
+
+
+def _measure(
+    case: dict[str, Any], calibration: Texts, domains: list[Texts], known: list[list[torch.Tensor]]
+) -> dict[str, Any]:
     """Convert, heal where it is asked for, and compare."""
     torch.manual_seed(0)
-    folder = resolve_model(read_recipe("quick").model, None).folder
-    model = load_model(folder, torch.device("cpu"))
+    model = _load()
     settings = Settings(**{name: value for name, value in case.items() if name != "heal"})
     start = perf_counter()
     teacher = convert_keeping(model, calibration, settings)
@@ -95,8 +104,8 @@ def _measure(case: dict[str, Any], calibration: Texts, inside: Texts, outside: T
         heal(model, teacher, texts, 1e-3, HealSettings(), lambda loss, *_: losses.append(loss))
         found["heal_seconds"] = round(perf_counter() - start - found["convert_seconds"] - found["draw_seconds"], 1)
         found["heal_losses"] = losses
-    for name, texts in (("inside", inside), ("outside", outside)):
-        found[name] = asdict(compare(model, teacher, texts))
+    for name, texts, predicted in zip(("inside", "outside"), domains, known, strict=True):
+        found[name] = asdict(diverge(model, texts, predicted))
     return found
 
 

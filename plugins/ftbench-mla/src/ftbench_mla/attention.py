@@ -134,10 +134,11 @@ class LatentAttention(nn.Module):
             num_key_value_groups=groups, is_causal=True, training=self.training, layer_idx=self.layer_idx
         )
         dropout = self.dropout.p if self.training else 0.0
-        found: tuple[Tensor, Tensor | None] = attend(
-            module, query, key, value, mask, dropout=dropout, scaling=self.scaling, **given
-        )
-        return found
+        size, more = value.shape[-1], key.shape[-1] - value.shape[-1]
+        if more > 0 and query.shape[2] > 1:  # fast kernels want keys and values of one size
+            value = nn.functional.pad(value, (0, more))
+        output, weights = attend(module, query, key, value, mask, dropout=dropout, scaling=self.scaling, **given)
+        return output[..., :size], weights
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -179,21 +179,31 @@ def _accumulate(model: "PreTrainedModel", teacher: Teacher, step: Sequence[Seque
     return total
 
 
-@torch.no_grad()
 def compare(model: "PreTrainedModel", teacher: Teacher, texts: Sequence[Sequence[int]]) -> Divergence:
     """Measure how far a converted model is from what it was, each text by itself."""
+    with teacher.in_place() as base:
+        known = [predict(base, text) for text in texts]
+    return diverge(model, texts, known)
+
+
+@torch.no_grad()
+def predict(model: "PreTrainedModel", text: Sequence[int]) -> Tensor:
+    """Return the log-probabilities of each next token of a text, `[tokens - 1, vocabulary]`, float32."""
+    ids = torch.tensor([list(text)], device=model.device)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, :-1]
+    return logits.float().log_softmax(-1)
+
+
+def diverge(model: "PreTrainedModel", texts: Sequence[Sequence[int]], known: Sequence[Tensor]) -> Divergence:
+    """Measure how far a model is from what a base predicts of the same texts (`predict`)."""
     kl = agreed = own_loss = base_loss = 0.0
-    tokens = 0
-    for text in texts:
-        ids = torch.tensor([list(text)], device=model.device)
-        with teacher.in_place() as base:
-            wanted = base(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        own = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    for text, wanted in zip(texts, known, strict=True):
+        own, next_tokens = predict(model, text), torch.tensor([[token] for token in text[1:]], device=wanted.device)
         kl += float((wanted.exp() * (wanted - own)).sum())
         agreed += float((wanted.argmax(-1) == own.argmax(-1)).sum())
-        base_loss -= float(wanted.gather(-1, ids[0, 1:, None]).sum())
-        own_loss -= float(own.gather(-1, ids[0, 1:, None]).sum())
-        tokens += len(text) - 1
+        base_loss -= float(wanted.gather(-1, next_tokens).sum())
+        own_loss -= float(own.gather(-1, next_tokens).sum())
+    tokens = sum(len(text) - 1 for text in texts)
     ratio = float(torch.tensor((own_loss - base_loss) / tokens, dtype=torch.float64).exp())
     return Divergence(kl / tokens, agreed / tokens, ratio)
 
