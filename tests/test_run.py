@@ -22,7 +22,7 @@ from strangers import FAULTS, ftbench, install
 
 Done = subprocess.CompletedProcess[str]
 PEFT = ("peft:dora", "peft:ia3", "peft:oft", "peft:vera")
-TRAINED = ("dpo", "full", "lora", "orpo", *PEFT, "simpo", "trl-sft", "trl-dpo", "trl-orpo")
+TRAINED = ("dpo", "full", "lora", "mla", "orpo", *PEFT, "simpo", "trl-sft", "trl-dpo", "trl-orpo")
 SHIPPED = ("base", "prompt", *TRAINED)
 SKIPPED = ("peft:oft",)
 """As peft's comparison sets it, OFT finds nothing to train in a model this small."""
@@ -120,6 +120,8 @@ def test_metrics_add_up_to_the_result(finished: Finished) -> None:
         assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
         assert measures.optimiser_steps == len(steps)
         assert measures.training_tokens == steps[-1]["tokens"] >= run.result.recipe.tokens
+        if run.result.recipe.algorithm == "mla":  # heals on texts of its own before
+            continue
         assert measures.training_prompts == steps[-1]["prompts"] == run.result.recipe.effective_batch_size * len(steps)
         assert steps[-2]["tokens"] < run.result.recipe.tokens
         assert measures.training_seconds is not None

@@ -1,6 +1,5 @@
 """What happens in a run: data, load, adapt, train, save, reload, evaluate."""
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.files import folder_bytes, write_jsonl
 from ftbench.memory.budget import enforce_budget
-from ftbench.memory.fit import Fit
+from ftbench.memory.fit import Fit, free_memory
 from ftbench.memory.meter import Meter
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_plain, load_tokenizer
@@ -125,7 +124,10 @@ class RunInProgress:
             self._note_data(data, encoded)
             fit = self._fit(Question(files.folder, plan, device, trained, recipe.start))
             self._teach(self._load(load_with(load_plain if own else load_model, trained), device), chat, plan, fit)
-            gc.collect()  # a trainer of an algorithm's own may hold on to it in a circle
+            free_memory()  # a trainer of an algorithm's own may hold on to it in a circle
+            # Between small blocks that stay, freed memory is no longer in use, but still counts against a limit on the
+            # process's data: what is evaluated has the budget anew.
+            enforce_budget(recipe.memory_budget, device)
             with self._phase("reload"):
                 model = self._reload(load_with(load_model, precision))
         # Counting doubles the time of many small operations: done where there is no training that could be counted.

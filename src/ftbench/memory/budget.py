@@ -18,7 +18,7 @@ _UNITS = {
 }  # fmt: skip
 _LARGEST = 2**60
 _BESIDE_TENSORS = {
-    ("cpu", "float32"): (160 * 2**20, 5),
+    ("cpu", "float32"): (256 * 2**20, 5),
     ("cpu", "bf16"): (512 * 2**20, 5),
     ("cuda", "float32"): (64 * 2**20, 8),
     ("cuda", "bf16"): (64 * 2**20, 8),

@@ -1,5 +1,6 @@
 """How a step is cut to fit into memory: chosen before training, made smaller when reality exceeds the plan."""
 
+import ctypes
 import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Let go of what only circles hold, and of what CUDA's allocator keeps for later."""
+    """Let go of what only circles hold, and of what allocators keep for later."""
     import torch
 
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
