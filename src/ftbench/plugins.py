@@ -1,7 +1,7 @@
 """Finds plugins by the entry-point group `ftbench`; one that fails to load is reported, never fatal."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -99,10 +99,8 @@ class Registry:
     def _give_then(self, algorithm: Algorithm) -> None:
         """Make the algorithm that trains afterwards, and write all its options out there."""
         name, given = algorithm.config.then, algorithm.config.then_options
-        held: dict[str, Any] = {}
-        if not set(given) >= set(self.find(name).Config.model_fields):
-            name, held = self.resolve(name)
-        other = self.make(name, merged(held, given))
+        name, options = self._resolve_given(name, given)
+        other = self.make(name, options)
         if other.needs == "nothing" or other.own_trainer or isinstance(other.config, ThenConfig):
             raise UsageError(f"'{name}' cannot train another algorithm's model")
         algorithm.then = other
@@ -115,15 +113,21 @@ class Registry:
         name, given = algorithm.config.adapter, algorithm.config.adapter_options
         if "learning_rate" in given:
             raise UsageError(f"adapter_options.learning_rate: the rate is {algorithm.name}.learning_rate")
-        written_out = set(given) >= set(self.find(name).Config.model_fields) - {"learning_rate"}
-        held: dict[str, Any] = {}
-        if not written_out:
-            name, held = self.resolve(name)
-        algorithm.adapter = self.make(name, merged(held, given))
+        name, options = self._resolve_given(name, given, aside={"learning_rate"})
+        algorithm.adapter = self.make(name, options)
         if not algorithm.adapter.is_adapter:
             raise UsageError(f"'{name}' is more or less than what is trainable, and no other loss can train it")
         options = algorithm.adapter.config.model_dump(mode="json", exclude={"learning_rate"})
         algorithm.config = algorithm.config.model_copy(update={"adapter": name, "adapter_options": options})
+
+    def _resolve_given(
+        self, name: str, given: dict[str, Any], aside: Collection[str] = ()
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the name and options of an algorithm that another's options name; as given if written out in full."""
+        if set(given) >= set(self.find(name).Config.model_fields) - set(aside):
+            return name, given
+        name, held = self.resolve(name)
+        return name, merged(held, given)
 
     def plugin_of(self, name: str) -> Plugin:
         """Return the plugin that brings the algorithm `name`."""

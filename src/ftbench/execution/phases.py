@@ -35,6 +35,7 @@ from ftbench.results.result import DataFacts, Environment, JudgeFacts, MemoryPla
 from ftbench.results.store import METRICS, MODEL, REPLIES
 from ftbench.training.batching import Plan
 from ftbench.training.encoding import Encoded
+from ftbench.training.step import trainable
 from ftbench.training.trainer import OptimiserSettings, Training
 from ftbench.training.watch import vocabulary
 
@@ -200,7 +201,7 @@ class RunInProgress:
         with self._phase("adapt"), self._meter.counting("adapt", model.parameters(), vocabulary(model)):
             torch.manual_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
             model = self.algorithm.adapt(model, [example.chosen.ids for example in plan.examples])
-            measures["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            measures["trainable_parameters"] = sum(p.numel() for p in trainable(model))
         settings = OptimiserSettings(
             self.algorithm.config.learning_rate, recipe.weight_decay, recipe.warmup, recipe.max_grad_norm
         )
@@ -215,7 +216,7 @@ class RunInProgress:
                 self._meter.keep_tensors("train", training.watch.peaks.values())
                 measures["reductions"] = fit.reductions
             if self.algorithm.then:
-                measures["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+                measures["trainable_parameters"] = sum(p.numel() for p in trainable(model))
             measures |= log.measures(recipe.algorithm)
             if not self.algorithm.own_trainer:
                 measures |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ftbench.models.precision import wide_dtype
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -46,7 +48,7 @@ class TokenLogProbs(torch.autograd.Function):
         """
         by_hidden, by_weight, by_bias, *_ = ctx.needs_input_grad
         ahead = torch.empty_like(hidden) if by_hidden and not (by_weight or by_bias) else None
-        scores = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
+        scores = torch.empty(len(hidden), dtype=wide_dtype(hidden.dtype), device=hidden.device)
         norms = torch.empty_like(scores)
         for rows, logits in _chunks(hidden, weight, bias, chunk):
             _normalise(logits, norms[rows], wide)
@@ -79,11 +81,6 @@ class TokenLogProbs(torch.autograd.Function):
         return by_hidden, by_weight, by_bias, None, None, None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return float32, or float64 where it is that."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield the logits of a chunk of tokens after the other, `[chunk, vocabulary]`, in the same memory."""
     room = hidden.new_empty(min(chunk, len(hidden)), len(weight))
@@ -99,7 +96,7 @@ def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> 
 
 def _widened(logits: Tensor, wide: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield copies of a few rows after the others in float32, in the same memory."""
-    room = torch.empty(min(wide, len(logits)), logits.shape[1], dtype=_wide(logits.dtype), device=logits.device)
+    room = torch.empty(min(wide, len(logits)), logits.shape[1], dtype=wide_dtype(logits.dtype), device=logits.device)
     for begin in range(0, len(logits), wide):
         rows = slice(begin, begin + wide)
         yield rows, room[: len(logits[rows])].copy_(logits[rows])

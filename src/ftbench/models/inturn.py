@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ftbench.models.packing import Block, Packing, mask_of
+from ftbench.models.precision import wide_dtype
 
 _FORWARD: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
@@ -67,7 +68,7 @@ class InTurn(torch.autograd.Function):
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_dtype(tensor.dtype))
 
 
 def _of(block: Block, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

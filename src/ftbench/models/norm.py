@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftbench.models.precision import wide_dtype
+
 BLOCK = 2**17
 """Values that are in float32 at a time (512 KiB)."""
 
@@ -20,7 +22,7 @@ class Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x` is `[..., dim]`, `weight` `[dim]`."""
         flat = x.reshape(-1, x.shape[-1])
-        norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=_wide(x))
+        norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=wide_dtype(x.dtype))
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         found = torch.empty_like(flat)
         for rows in _blocks(flat):
@@ -51,11 +53,6 @@ class Normalise(torch.autograd.Function):
             None if by_weight is None else by_weight.to(weight.dtype),
             None,
         )
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """Return float32, or float64 where it is that."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _blocks(flat: Tensor) -> Iterator[slice]:

@@ -55,3 +55,10 @@ def _seconds(dtype: "torch.dtype") -> float:
             left @ right
             taken.append(perf_counter() - start)
     return median(taken[1:])
+
+
+def wide_dtype(dtype: "torch.dtype") -> "torch.dtype":
+    """Return float32 for what is narrower, and otherwise the same."""
+    import torch
+
+    return torch.promote_types(dtype, torch.float32)

@@ -10,6 +10,16 @@ from ftbench.training.encoding import EncodedExample
 MicroBatch = tuple[EncodedExample, ...]
 
 
+def batch_tokens(batch: Sequence[EncodedExample]) -> int:
+    """Return the real tokens of a micro-batch."""
+    return sum(example.tokens for example in batch)
+
+
+def batch_completion_tokens(batch: Sequence[EncodedExample]) -> int:
+    """Return the tokens of a micro-batch's completions, each of which takes a row of logits."""
+    return sum(example.completion_tokens for example in batch)
+
+
 @dataclass(frozen=True)
 class Step:
     """What one optimiser step sees: the effective batch."""
@@ -19,7 +29,7 @@ class Step:
     @property
     def tokens(self) -> int:
         """Real tokens of the step."""
-        return sum(example.tokens for example in self.examples)
+        return batch_tokens(self.examples)
 
     @property
     def completion_tokens(self) -> int:

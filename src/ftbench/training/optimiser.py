@@ -43,8 +43,8 @@ class MasterAdamW:
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> None:
         """Take the weights as they stand."""
-        self._size = PIECE.get(parameters[0].device.type, PIECE["cpu"])
-        self._groups = _grouped([piece for one in parameters for piece in _pieces(one, self._size)], self._size)
+        size = PIECE.get(parameters[0].device.type, PIECE["cpu"])
+        self._groups = _grouped([piece for one in parameters for piece in _pieces(one, size)], size)
         self._optimisers = [
             torch.optim.AdamW(
                 [piece.master for piece in group], lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -97,7 +97,8 @@ class MasterAdamW:
 
     def _room(self) -> Tensor:
         """Return room for a group's gradients in float32: taken once a step, for fresh memory costs more than sums."""
-        return torch.empty(self._size, device=self._groups[0][0].values.device)
+        sizes = [sum(piece.values.numel() for piece in group if piece.copied) for group in self._groups]
+        return torch.empty(max(sizes), device=self._groups[0][0].values.device)
 
     def zero_grad(self) -> None:
         """Let the gradients go."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ftbench.memory.ledger import Ledger
 from ftbench.memory.parts import Parts
 from ftbench.memory.plan import Cut
-from ftbench.training.batching import MicroBatch, Plan, Step, cut
+from ftbench.training.batching import MicroBatch, Plan, Step, batch_completion_tokens, batch_tokens, cut
 from ftbench.training.logprobs import completion_logprobs
 from ftbench.training.step import Loss, accumulate, set_checkpointing, trainable
 from ftbench.training.trainer import Spent, Training
@@ -97,8 +97,8 @@ def heaviest(plan: Plan, micro_batch_tokens: int) -> tuple[Step, list[MicroBatch
     """
     steps = [cut(step.examples, micro_batch_tokens) for step in plan.steps]
     batches = [batch for step in steps for batch in step]
-    tokens = max(batches, key=lambda batch: sum(example.tokens for example in batch))
-    completion = max(batches, key=lambda batch: sum(example.completion_tokens for example in batch))
+    tokens = max(batches, key=batch_tokens)
+    completion = max(batches, key=batch_completion_tokens)
     chosen = [tokens] if tokens == completion else [tokens, completion]
     return Step(tuple(example for batch in chosen for example in batch)), chosen, max(map(len, steps))
 

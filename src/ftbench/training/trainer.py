@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ftbench.errors import FtbenchError
 from ftbench.memory.fit import Fit, free_memory, is_out_of_memory
-from ftbench.training.batching import Plan, cut
+from ftbench.training.batching import Plan, batch_tokens, cut
 from ftbench.training.logprobs import CompletionLogProbs
 from ftbench.training.reference import add_reference
 from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing, trainable
@@ -111,10 +111,7 @@ class Training:
         if self.plan.seconds:
             passed = min(1.0, seconds / self.plan.seconds)
             before, after = max(before, passed), max(after, passed)
-        warmup = self.settings.warmup
-        if before < warmup:
-            return min(1.0, after / warmup)
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * (before - warmup) / max(1 - warmup, 1e-9)))
+        return rate_share(before, after, self.settings.warmup)
 
     def note(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
         """Report that a step was done.
@@ -189,7 +186,7 @@ class Training:
                 total = accumulate(self.model, step, batches, loss, packed=self.packed, moment=moment)
                 return total.item(), optimiser.gradient_norm().item()
             except Exception as error:
-                sizes = [(len(batch), sum(example.tokens for example in batch)) for batch in batches]
+                sizes = [(len(batch), batch_tokens(batch)) for batch in batches]
                 if not is_out_of_memory(error) or not self.fit.reduce(
                     self.stage, index, sizes, can_checkpoint=can_checkpoint(self.model)
                 ):
@@ -208,3 +205,16 @@ class Training:
     def _tokens(self) -> tuple[int, ...]:
         """Real tokens before each step, and after the last."""
         return (0, *running_sums(step.tokens for step in self.plan.steps))
+
+
+def rate_share(before: float, after: float, warmup: float) -> float:
+    """Return the share of the learning rate: a line up to 1, then half a cosine down to a tenth.
+
+    Args:
+        before: share of the training that is done before the step.
+        after: and after it.
+        warmup: share at whose end the line is at 1.
+    """
+    if before < warmup:
+        return min(1.0, after / warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (before - warmup) / max(1 - warmup, 1e-9)))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ftbench.memory.parts import Parts
-from ftbench.training.batching import MicroBatch
+from ftbench.training.batching import MicroBatch, batch_completion_tokens, batch_tokens
 from ftbench.training.step import Moment, unwatched
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> f
     a stage that does not come to its end; where time may end it, every step is counted that is heavier than all before.
     """
     chosen: set[int] = set()
-    for weigh in (_tokens, _completion_tokens):
+    for weigh in (batch_tokens, batch_completion_tokens):
         records: list[int] = []
         most = -1
         for index, batches in list(enumerate(steps))[min(1, len(steps) - 1) :]:
@@ -82,14 +82,6 @@ def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> f
                 most = weight
         chosen |= {*records} if limited else {records[0], records[-1]}
     return frozenset(chosen)
-
-
-def _tokens(batch: MicroBatch) -> int:
-    return sum(example.tokens for example in batch)
-
-
-def _completion_tokens(batch: MicroBatch) -> int:
-    return sum(example.completion_tokens for example in batch)
 
 
 @contextmanager

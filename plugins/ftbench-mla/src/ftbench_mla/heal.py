@@ -121,6 +121,7 @@ def heal(
         count: opens every step.
     """
     from ftbench.training.optimiser import MasterAdamW, clip
+    from ftbench.training.trainer import rate_share
 
     weights = attention_weights(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -131,10 +132,11 @@ def heal(
     optimiser = MasterAdamW(weights, learning_rate, 0.0)
     size = settings.texts(len(texts[0]))
     steps = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
+    warmup = max(1, len(steps) // 20) / len(steps)
     model.train()
     try:
         for index, step in enumerate(steps):
-            rate = learning_rate * _rate(index, len(steps))
+            rate = learning_rate * rate_share(index / len(steps), (index + 1) / len(steps), warmup)
             optimiser.set_learning_rate(rate)
             rows = max(1, settings.micro_batch_tokens // len(texts[0]))
             with count(index, optimiser.tensors) as moment, moment("heal"):
@@ -153,13 +155,6 @@ def heal(
         for parameter in [*trainable, *weights]:
             parameter.requires_grad_(True)
         model.eval()
-
-
-def _rate(index: int, steps: int) -> float:
-    warm = max(1, steps // 20)
-    if index < warm:
-        return (index + 1) / warm
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (index - warm) / max(1, steps - warm)))
 
 
 def _accumulate(model: "PreTrainedModel", teacher: Teacher, step: Sequence[Sequence[int]], size: int) -> float:

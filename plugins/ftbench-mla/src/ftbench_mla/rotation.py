@@ -81,7 +81,7 @@ def choose_rotation(
     imaginary = half * groups
     return Rotation(
         _as_real(taken),
-        torch.stack([_as_real(back)[:, _columns(group, groups, half)] for group in range(groups)]),
+        _as_real(back).view(-1, groups, base.size).transpose(0, 1),
         torch.cat([picked, picked + imaginary]),
         torch.cat([rest, rest + imaginary]),
         picked // groups,
@@ -92,11 +92,6 @@ def _by_turns(weight: Tensor) -> Tensor:
     """Return an importance in whose order every head's strongest frequency comes first, then every head's second."""
     turn = weight.argsort(0, descending=True).argsort(0).double()
     return weight / (weight.max() + 1e-30) - 2 * turn
-
-
-def _columns(group: int, groups: int, half: int) -> Tensor:
-    """Return which columns of `_as_real` belong to a head's dimensions, in their order."""
-    return torch.arange(2 * half) + group * 2 * half
 
 
 def _second_moment(weight: Tensor, bias: Tensor | None, statistics: LayerStatistics) -> Tensor:

@@ -67,8 +67,3 @@ class Shape:
             float(config.attention_dropout or 0.0),
             0.0,
         )
-
-    @property
-    def cached(self) -> int:
-        """Values that the cache holds a token."""
-        return self.rank + self.rotated

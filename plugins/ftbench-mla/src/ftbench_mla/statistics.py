@@ -46,7 +46,9 @@ def collect(model: "PreTrainedModel", family: Family, sequences: Sequence[Sequen
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        with _watched(model, layers):
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(layer.watching())
             for sequence in sequences:
                 _run(model, torch.tensor([list(sequence)], device=model.device), draw)
                 tokens += len(sequence)
@@ -72,14 +74,6 @@ def _run(model: "PreTrainedModel", ids: Tensor, draw: torch.Generator) -> None:
             raise UnconvertibleError("the model's predictions on the calibration texts are not finite numbers")
         labels = torch.multinomial(chances.cpu(), 1, generator=draw)[:, 0].to(logits.device)
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-
-
-@contextmanager
-def _watched(model: "PreTrainedModel", layers: "Sequence[_Sums]") -> Iterator[None]:
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(layer.watching())
-        yield
 
 
 class _Sums:
