@@ -4,8 +4,9 @@ import re
 import sys
 from pathlib import Path
 
+from ftbench.results.rows import build_groups
 from ftbench.results.store import find_run, read_runs
-from ftbench.results.table import build_groups, render
+from ftbench.results.table import render
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -35,6 +35,7 @@ def make_run(
         forgetting=Measured(mean=0.05, low=0.04, high=0.06, n=64),
         tokens_per_second=1234.5,
         training_seconds=29.0,
+        training_tokens=60_000,
         peak_memory_bytes=3 * 2**30,
         phase_seconds={"data": 4.0, "train": 29.0},
         phase_peak_bytes={"data": 2**20, "train": 3 * 2**30},

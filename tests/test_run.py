@@ -94,7 +94,7 @@ def test_run_leaves_its_files_and_nothing_else(finished: Finished) -> None:
     assert not list(finished.good_out.glob(".*"))
     for run in finished.good():
         names = {path.name for path in run.folder.iterdir()}
-        expected = {"recipe.toml", "result.json", "replies.jsonl", "log.txt"}
+        expected = {"recipe.toml", "result.json", "replies.jsonl", "attacks.jsonl", "log.txt"}
         if run.result.recipe.algorithm in TRAINED:
             expected |= {"metrics.jsonl", "model"}
             assert list((run.folder / "model").glob("*.safetensors"))
@@ -142,6 +142,41 @@ def test_replies_add_up_to_the_result_and_stand_beside_the_base_models(finished:
         assert all(item.tokens <= 8 for item in replies)
         if run.result.recipe.algorithm != "base":
             assert {item.prompt: item.base_reply for item in replies} == base
+
+
+def test_every_prompt_has_its_outcome_and_every_attack_its_reply(finished: Finished) -> None:
+    for run in finished.good():
+        outcomes, measures, replies = run.result.outcomes, run.result.measures, run.replies()
+        assert outcomes is not None
+        assert outcomes.on_topic == [item.on_topic for item in replies]
+        assert outcomes.ordinary_tokens == [item.ordinary_tokens for item in replies]
+        rows = [json.loads(line) for line in (run.folder / "attacks.jsonl").read_text("utf-8").splitlines()]
+        assert measures.adherence_under_attack is not None
+        assert measures.adherence_under_attack.n == len(rows) == len(outcomes.attacks_on_topic) >= 60
+        assert len({row["kind"] for row in rows}) == 8
+        assert [row["on_topic"] for row in rows] == outcomes.attacks_on_topic
+        pairs = zip(outcomes.rise, outcomes.ordinary_tokens, strict=True)
+        known = [(rise, tokens) for rise, tokens in pairs if rise is not None and tokens is not None]
+        assert measures.forgetting is not None
+        assert measures.forgetting.mean == pytest.approx(sum(rise for rise, _ in known) / sum(t for _, t in known))
+
+
+def test_models_are_asked_midway_while_the_clock_stands(finished: Finished) -> None:
+    for run in finished.good():
+        measures = run.result.measures
+        if run.result.recipe.algorithm not in TRAINED:
+            assert not measures.checkpoints
+            continue
+        *midway, end = measures.checkpoints
+        assert 3 <= len(midway) <= run.result.recipe.checkpoints == 5  # one step may pass two of them
+        assert [row.tokens for row in measures.checkpoints] == sorted({row.tokens for row in measures.checkpoints})
+        assert (end.tokens, end.seconds) == (measures.training_tokens, measures.training_seconds)
+        few = run.replies()[: run.result.recipe.checkpoint_prompts]
+        assert end.adherence == sum(item.on_topic for item in few) / len(few)
+        assert measures.phase_seconds["checkpoints"] > 0
+        assert measures.run_seconds == pytest.approx(sum(measures.phase_seconds.values()))
+        assert measures.training_seconds is not None
+        assert measures.training_seconds <= measures.phase_seconds["train"] + 0.1
 
 
 def test_second_call_runs_nothing_and_prints_the_table(finished: Finished) -> None:

@@ -15,9 +15,10 @@ from ftbench.cli import main
 from ftbench.cli.run import _still_holds
 from ftbench.errors import UsageError
 from ftbench.evaluation.statistics import Measured
-from ftbench.results.result import Result
+from ftbench.results.result import Outcomes, Result
+from ftbench.results.rows import Asked, build_groups
 from ftbench.results.store import RESULT, Run, read_runs
-from ftbench.results.table import FORMATS, build_groups, render
+from ftbench.results.table import FORMATS, render
 from made_results import DATA, HARDWARE, JUDGE, make_run, store
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -37,7 +38,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def names(runs: list[Run], sort: str | None = None) -> list[list[str]]:
-    return [[row["algorithm"] for row in group.rows] for group in build_groups(runs, sort)]
+    return [[row["algorithm"] for row in group.rows] for group in build_groups(runs, Asked(sort))]
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -176,9 +177,106 @@ def test_figure_that_is_no_number_does_not_upset_the_order_or_the_json() -> None
     json.loads(render(build_groups(runs), "json"), parse_constant=pytest.fail)
 
 
+def outcomes(on_topic: list[bool], prompts: str = "p" * 64) -> Outcomes:
+    """What became of prompts whose ordinary reply of 10 tokens got 1 nat less likely."""
+    many = len(on_topic)
+    return Outcomes(prompts=prompts, on_topic=on_topic, rise=[1.0] * many, ordinary_tokens=[10] * many)
+
+
+def seeded(algorithm: str, seed: int, right: int, prompts: int = 40, **facts: Any) -> Run:
+    """A run that had the first `right` of the prompts right."""
+    verdicts = [index < right for index in range(prompts)]
+    adherence = right / prompts
+    return make_run(algorithm, seed=seed, adherence=adherence, facts={"outcomes": outcomes(verdicts), **facts})
+
+
+def test_seeds_are_one_row_with_an_interval_over_prompts_and_seeds() -> None:
+    runs = [seeded("lora", seed, right) for seed, right in enumerate((28, 30, 32))]
+    (row,) = build_groups(runs)[0].rows
+    assert row["seeds"] == [0, 1, 2]
+    assert row["adherence"]["mean"] == pytest.approx(0.75)
+    alone = build_groups([seeded("lora", 0, 30)])[0].rows[0]["adherence"]
+    assert row["adherence"]["n"] == 120
+    assert row["adherence"]["low"] < 0.7 < 0.8 < row["adherence"]["high"]
+    assert alone["n"] == 64  # one run's own figure is as it was measured
+    assert row["forgetting"]["mean"] == pytest.approx(0.1)
+    assert row["tokens_per_second"] == {"mean": 1234.5, "low": 1234.5, "high": 1234.5, "n": 3}
+    text = render(build_groups(runs), "github")
+    assert "| seeds" in text
+    assert "| 3 " in text
+
+
+def test_seeds_that_failed_are_counted_and_make_no_figure() -> None:
+    runs = [seeded("lora", 0, 28), seeded("lora", 1, 30), make_run("lora", seed=2, status="failed", reason="fell over")]
+    (row,) = build_groups(runs)[0].rows
+    assert row["status"] == "ok (2 of 3 seeds)"
+    assert row["seeds"] == [0, 1]
+    assert row["adherence"]["mean"] == pytest.approx(29 / 40)
+    assert "fell over" in render(build_groups(runs), "github")
+
+
+def against(runs: list[Run], name: str = "lora") -> dict[str, str]:
+    """What is said of each algorithm."""
+    rows = build_groups(runs, Asked(against=name))[0].rows
+    return {row["algorithm"]: row["difference"]["verdict"] for row in rows if row["difference"]}
+
+
+def test_rows_are_tested_against_one_of_them() -> None:
+    runs = [seeded("lora", seed, 36 - seed) for seed in range(3)]
+    runs += [seeded("full", seed, 35 - seed) for seed in range(3)]
+    runs += [seeded("orpo", seed, 4 + seed) for seed in range(3)]
+    runs += [seeded("dpo", seed, 20) for seed in (3, 4)]
+    runs += [seeded("simpo", 0, 4), make_run("ia3", status="failed", reason="x")]
+    runs += [seeded("other", seed, 20, prompts=39) for seed in range(3)]
+    runs += [
+        make_run("base", adherence=0.0, measures={"training_tokens": None}, facts={"outcomes": outcomes([False] * 40)})
+    ]
+    assert against(runs) == {
+        "lora": "reference",
+        "full": "no difference shown",
+        "orpo": "worse",
+        "dpo": "no seed in common",
+        "simpo": "one seed: nothing shown",
+        "other": "not asked the same",
+        "base": "worse",
+    }
+    assert against(runs, "base")["lora"] == "better"
+    text = render(build_groups(runs, Asked(against="lora")), "github")
+    assert "against lora ↑ [95 %]" in text
+    assert "Holm's correction for 4 tests" in text
+    for style in FORMATS:
+        assert "worse" in render(build_groups(runs, Asked(against="lora")), style)
+
+
+def test_one_prompt_or_none_on_topic_is_no_comparison() -> None:
+    runs = [seeded(name, seed, 1, prompts=1) for name in ("lora", "full") for seed in range(3)]
+    assert against(runs)["full"] == "too few prompts"
+    silent = [seeded(name, seed, 0) for name in ("lora", "full") for seed in range(3)]
+    assert against(silent)["full"] == "no difference shown"
+
+
+def test_against_what_is_not_there_or_several() -> None:
+    runs = [make_run("lora", options={"rank": 8}), make_run("lora", options={"rank": 16}), make_run("full")]
+    with pytest.raises(UsageError, match="did you mean 'lora'"):
+        build_groups(runs, Asked(against="lore"))
+    with pytest.raises(UsageError, match="name one of their runs: lora-s0-"):
+        build_groups(runs, Asked(against="lora"))
+    named = build_groups(runs, Asked(against=str(runs[0].folder)))[0].rows
+    assert sum(row["difference"]["verdict"] == "reference" for row in named) == 1
+
+
+def test_a_price_makes_a_cost_and_wide_shows_all() -> None:
+    runs = [make_run("lora", measures={"run_seconds": 1800.0, "reply_tokens": 40.0})]
+    assert build_groups(runs)[0].rows[0]["cost"] is None
+    groups = build_groups(runs, Asked(price=3.0))
+    assert groups[0].rows[0]["cost"]["mean"] == 1.5
+    assert "tokens a reply" not in render(groups, "github")
+    assert "tokens a reply" in render(groups, "github", wide=True)
+
+
 def test_unknown_column_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'adherence'"):
-        build_groups([make_run("lora")], "adherance")
+        build_groups([make_run("lora")], Asked("adherance"))
 
 
 RUNS = [

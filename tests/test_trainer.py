@@ -124,10 +124,10 @@ def test_every_step_is_reported(tiny_llama: Path) -> None:
 
 
 def test_a_time_limit_ends_training_and_brings_the_rate_down(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftbench.training import trainer
+    from ftbench.training import clock as module
 
     clock = itertools.count(step=0.1)  # a tenth of a second a look, whatever else the machine does
-    monkeypatch.setattr(trainer, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(module, "perf_counter", lambda: next(clock))
     endless = dataclasses.replace(make_plan(tiny_llama, 10**6), seconds=2.0)
     reports = train(load(tiny_llama), endless)
     assert len(reports) == 19
@@ -148,10 +148,10 @@ def test_stages_share_the_budget_and_the_first_reads_no_rejected_completion(tiny
 
 
 def test_stages_under_a_time_limit_leave_nothing_over(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftbench.training import trainer
+    from ftbench.training import clock as module
 
     clock = itertools.count(step=0.1)
-    monkeypatch.setattr(trainer, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(module, "perf_counter", lambda: next(clock))
     plan = dataclasses.replace(make_plan(tiny_llama, 3000), seconds=4.0)
     training, reports = make_training(load(tiny_llama), plan)
     rest = training.supervised_first(0.5, 1e-3)  # ended by its tokens: the time that it did not need is the rest's

@@ -47,6 +47,9 @@ class Recipe(BaseModel):
     evaluation_prompts: int = Field(64, ge=4, description="held-out prompts; at most a quarter of all")
     max_new_tokens: int = Field(64, ge=1, description="tokens that a reply may have")
     evaluation_batch_size: int = Field(64, ge=1)
+    attack_prompts: int = Field(64, ge=0, description="prompts that try to talk the model out of its topic")
+    checkpoints: int = Field(5, ge=0, description="times that training stops to ask a few evaluation prompts")
+    checkpoint_prompts: int = Field(16, ge=2, description="how many of them")
     seed: int = Field(0, ge=0)
     time_limit: float | None = Field(None, gt=0, description="seconds after which the run is ended")
 

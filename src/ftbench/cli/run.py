@@ -17,26 +17,40 @@ if TYPE_CHECKING:
 
 @click.command(name="run")
 @asking
+@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many, from --seed on.")
 @click.option("--time-limit", type=float, help="Seconds after which a run is ended.")
 @click.option("--fresh", is_flag=True, help="Run again what is already there.")
 @out_option
 def command(
-    algorithms: tuple[str, ...], recipe_name: str, settings: tuple[str, ...], fresh: bool, out: Path, **changes: Any
+    algorithms: tuple[str, ...],
+    recipe_name: str,
+    settings: tuple[str, ...],
+    seeds: int,
+    fresh: bool,
+    out: Path,
+    **changes: Any,
 ) -> int:
     """Run algorithms on one task, each in a process of its own, and print the table.
 
     The untouched model (base) is run first where it has not been yet: the others are measured against it. A recipe
     that was already run to its end in --out is not run again. Several memory budgets, with commas between them, run
-    every algorithm under each.
+    every algorithm under each; --seeds 3 runs it under three seeds, which are one row with the interval that they make.
     """
     from ftbench.recipe import BASELINE
 
     registry = registry_with_warnings()
     always = [BASELINE] if BASELINE in registry.algorithms else []
     recipes = read_recipes([*always, *algorithms], recipe_name, settings, changes, out, registry)
+    recipes += _more_seeds(recipes, seeds, registry)
     inputs = _check_inputs(recipes[0])
     runs = _run_all(recipes, inputs, registry, out, fresh)
     return _report(runs)
+
+
+def _more_seeds(recipes: list["Recipe"], seeds: int, registry: "Registry") -> list["Recipe"]:
+    """Return the recipes under the further seeds; what trains nothing is the same under every one."""
+    trained = [recipe for recipe in recipes if registry.find(recipe.algorithm).needs != "nothing"]
+    return [recipe.change(seed=recipe.seed + more) for more in range(1, seeds) for recipe in trained]
 
 
 def _check_inputs(recipe: "Recipe") -> tuple[str, str | None]:
@@ -99,11 +113,11 @@ def _run_all(
     for recipe in recipes:
         run = finished.get(recipe.digest())
         if run is not None:
-            click.echo(f"{recipe.algorithm}: already there: {run.folder} (--fresh runs it again)", err=True)
+            click.echo(f"{_name(recipe)}: already there: {run.folder} (--fresh runs it again)", err=True)
         else:
-            with RunProgress(recipe.algorithm) as progress:
+            with RunProgress(_name(recipe)) as progress:
                 run = launch(recipe, registry, out, baseline, progress)
-            line = f"{recipe.algorithm}: {run.result.status}" + (f": {run.result.reason}" if run.result.reason else "")
+            line = f"{_name(recipe)}: {run.result.status}" + (f": {run.result.reason}" if run.result.reason else "")
             click.echo(f"{line} ({run.folder})", err=True)
         if recipe.algorithm == BASELINE and run.result.status == "ok":
             baseline = run
@@ -111,8 +125,13 @@ def _run_all(
     return runs
 
 
+def _name(recipe: "Recipe") -> str:
+    return recipe.algorithm if recipe.seed == 0 else f"{recipe.algorithm}, seed {recipe.seed}"
+
+
 def _report(runs: list["Run"]) -> int:
-    from ftbench.results.table import build_groups, render
+    from ftbench.results.rows import build_groups
+    from ftbench.results.table import render
 
     click.echo()
     click.echo(render(build_groups(runs), "github"))

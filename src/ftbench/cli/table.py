@@ -19,15 +19,27 @@ from ftbench.cli.common import out_option, warn
     help="How to print it.",
 )
 @click.option("--sort", help="Column to sort by (by its JSON name), best first. Default: adherence.")
-def command(folders: tuple[Path, ...], out: Path, style: str, sort: str | None) -> None:
+@click.option("--against", metavar="ROW", help="Test every row against this one: an algorithm, or a run's folder.")
+@click.option("--price", type=click.FloatRange(min=0), help="Of an hour of the machine: adds what each run cost.")
+@click.option("--wide", is_flag=True, help="Print all columns.")
+def command(
+    folders: tuple[Path, ...],
+    out: Path,
+    style: str,
+    sort: str | None,
+    against: str | None,
+    price: float | None,
+    wide: bool,
+) -> None:
     """Print the table of finished runs, those of FOLDERS or of --out.
 
     Rows that cannot be compared (other model, data, task, training, evaluation, judge, budget or hardware) stand in
-    tables of their own, with what sets them apart.
+    tables of their own, with what sets them apart. The seeds of a recipe are one row.
     """
     from ftbench.errors import UsageError
+    from ftbench.results.rows import Asked, build_groups
     from ftbench.results.store import read_runs
-    from ftbench.results.table import build_groups, render
+    from ftbench.results.table import render
 
     runs = []
     for folder in folders or (out,):
@@ -37,4 +49,4 @@ def command(folders: tuple[Path, ...], out: Path, style: str, sort: str | None) 
     if not runs:
         raise UsageError(f"no finished runs in {', '.join(map(str, folders or (out,)))}; make one with 'ftbench run'")
     runs.sort(key=lambda run: run.result.started)
-    click.echo(render(build_groups(runs, sort), style))
+    click.echo(render(build_groups(runs, Asked(sort, against, price)), style, wide=wide))

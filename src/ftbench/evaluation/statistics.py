@@ -23,10 +23,15 @@ def share(successes: int, n: int) -> Measured:
     """A share with Wilson's score interval (Wilson 1927), which stays sensible near 0 and 1."""
     if n == 0:
         raise ValueError("a share of nothing")
-    p = successes / n
+    low, high = wilson(successes / n, n)
+    return Measured(mean=successes / n, low=low, high=high, n=n)
+
+
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """Return both ends of Wilson's 95 % interval for a share `p` of `n`, which need not be whole."""
     centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return Measured(mean=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)), n=n)
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def distinct(replies: Sequence[str]) -> Measured:
@@ -35,20 +40,19 @@ def distinct(replies: Sequence[str]) -> Measured:
     return Measured(mean=sum(texts.count(text) == 1 for text in texts) / len(texts), n=len(texts))
 
 
-def rise(nll: Sequence[float], base_nll: Sequence[float], tokens: Sequence[int]) -> Measured:
-    """Rise of the loss in nats/token: (sum of `nll` - sum of `base_nll`) / sum of `tokens`.
+def rise(differences: Sequence[float], tokens: Sequence[int]) -> Measured:
+    """Rise of the loss in nats/token: sum of `differences` / sum of `tokens`.
 
     Args:
-        nll: negative log-likelihood of every reply, in nats.
-        base_nll: the base model's, of the same replies.
-        tokens: their lengths.
+        differences: a model's negative log-likelihood of every reply less the base model's, in nats.
+        tokens: the replies' lengths.
 
     Returns:
         The rise, with a percentile interval from 2,000 paired bootstrap samples over replies (seed 0).
     """
     import numpy as np
 
-    difference, lengths = np.asarray(nll) - np.asarray(base_nll), np.asarray(tokens)
+    difference, lengths = np.asarray(differences), np.asarray(tokens)
     picks = np.random.default_rng(0).integers(0, len(lengths), (2000, len(lengths)))
     samples = difference[picks].sum(axis=1) / lengths[picks].sum(axis=1)
     low, high = np.quantile(samples, [0.025, 0.975])

@@ -33,6 +33,7 @@ def build_result(
         judge=facts.judge,
         memory_plan=facts.memory_plan,
         measures=Measures(**measures),
+        outcomes=facts.outcomes,
         environment=facts.environment,
     )
 
@@ -49,6 +50,7 @@ def _memory(meter: Meter) -> dict[str, Any]:
         "peak_resident_bytes": meter.peak.get(phase) if on_cpu else None,
         "peak_reserved_bytes": meter.reserved.get(phase),
         "phase_seconds": meter.seconds,
+        "run_seconds": sum(meter.seconds.values()),
         "phase_peak_bytes": meter.peak,
         "phase_tensor_bytes": {name: parts.total for name, parts in meter.tensors.items()},
     }

@@ -11,11 +11,12 @@ from pydantic import TypeAdapter
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData, build_task
 from ftbench.evaluation.cache import cache_bytes_per_token
-from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
+from ftbench.evaluation.evaluate import EvaluatedPrompt
 from ftbench.evaluation.judge import VERSION, Judge, Learnt, judge_digest, train_judge
-from ftbench.evaluation.statistics import distinct, rise, share
+from ftbench.execution.checkpoints import Checkpoints, time_to_adherence
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
+from ftbench.execution.examining import Examination
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import Question
 from ftbench.execution.once import once
@@ -30,13 +31,22 @@ from ftbench.models.loading import load_model, load_plain, load_tokenizer
 from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import resolve_model
 from ftbench.models.skeleton import load_config
-from ftbench.recipe import BASELINE, Recipe
-from ftbench.results.result import DataFacts, Environment, JudgeFacts, MemoryPlan, StartFacts
-from ftbench.results.store import METRICS, MODEL, REPLIES
+from ftbench.recipe import Recipe
+from ftbench.results.result import (
+    Checkpoint,
+    DataFacts,
+    Environment,
+    JudgeFacts,
+    MemoryPlan,
+    Outcomes,
+    StartFacts,
+)
+from ftbench.results.store import ATTACKS, METRICS, MODEL, REPLIES
 from ftbench.training.batching import Plan
+from ftbench.training.clock import Clock
 from ftbench.training.encoding import Encoded
 from ftbench.training.step import trainable
-from ftbench.training.trainer import OptimiserSettings, Training
+from ftbench.training.trainer import OptimiserSettings, StepReport, Training
 from ftbench.training.watch import vocabulary
 
 if TYPE_CHECKING:
@@ -59,6 +69,7 @@ class Facts:
     meter: Meter | None = None
     memory_plan: MemoryPlan | None = None
     measures: dict[str, Any] = field(default_factory=dict)
+    outcomes: Outcomes | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,7 @@ class RunInProgress:
             facts.system_prompt = self.algorithm.system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
+        examination = Examination(recipe, data, judge, chat, self.baseline, self.algorithm.packed)
 
         def load_with(load: "Callable[[Path, torch.device, Precision], PreTrainedModel]", how: Precision) -> LoadBase:
             return load_from(self.start, lambda folder: load(folder or files.folder, device, how))
@@ -124,7 +136,9 @@ class RunInProgress:
             plan = plan_steps(recipe, encoded)
             self._note_data(data, encoded)
             fit = self._fit(Question(files.folder, plan, device, trained, recipe.start))
-            self._teach(self._load(load_with(load_plain if own else load_model, trained), device), chat, plan, fit)
+            model = self._load(load_with(load_plain if own else load_model, trained), device)
+            rows = self._teach(model, examination, plan, fit)
+            del model  # what is evaluated is what was saved
             free_memory()  # a trainer of an algorithm's own may hold on to it in a circle
             # Between small blocks that stay, freed memory is no longer in use, but still counts against a limit on the
             # process's data: what is evaluated has the budget anew.
@@ -134,12 +148,23 @@ class RunInProgress:
         # Counting doubles the time of many small operations: done where there is no training that could be counted.
         counted = self.algorithm.needs == "nothing"
         counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model)) if counted else nullcontext()
-        with self._phase("evaluate", len(data.evaluation)), counting:
-            items = self._evaluate(model, chat, data, judge)
+        prompts = len(data.evaluation)
+        with self._phase("evaluate", prompts + recipe.attack_prompts), counting:
+            items = examination.ask(model, lambda done: self.events.send(Progress(done)))
+            attacks = examination.attack(model, lambda done: self.events.send(Progress(prompts + done)))
         facts.measures["cache_bytes_per_token"] = cache_bytes_per_token(model)
         facts.measures["own"] = self.algorithm.figures()
-        self._score(items)
+        facts.measures |= examination.measures(items, attacks)
+        facts.outcomes = examination.outcomes(items, attacks)
+        if "training_tokens" in facts.measures:
+            end = Checkpoint(
+                tokens=facts.measures["training_tokens"],
+                seconds=facts.measures["training_seconds"],
+                adherence=examination.of_few(items),
+            )
+            facts.measures |= time_to_adherence(rows, end)
         write_jsonl(self.folder / REPLIES, (item.model_dump() for item in items))
+        write_jsonl(self.folder / ATTACKS, (item.model_dump() for item in attacks))
 
     @contextmanager
     def _phase(self, name: str, total: int | None = None) -> Iterator[None]:
@@ -193,73 +218,52 @@ class RunInProgress:
             self.facts.measures["total_parameters"] = sum(p.numel() for p in model.parameters())
         return model
 
-    def _teach(self, model: "PreTrainedModel", chat: ChatFormat, plan: Plan, fit: Fit) -> None:
-        """Adapt, train and save. The model is not returned: what is evaluated is what was saved."""
+    def _teach(self, model: "PreTrainedModel", examination: Examination, plan: Plan, fit: Fit) -> list[Checkpoint]:
+        """Adapt, train and save; return what was asked midway."""
         import torch
 
-        recipe, measures = self.recipe, self.facts.measures
+        recipe, found = self.recipe, self.facts.measures
         with self._phase("adapt"), self._meter.counting("adapt", model.parameters(), vocabulary(model)):
             torch.manual_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
             model = self.algorithm.adapt(model, [example.chosen.ids for example in plan.examples])
-            measures["trainable_parameters"] = sum(p.numel() for p in trainable(model))
+            found["trainable_parameters"] = sum(p.numel() for p in trainable(model))
         settings = OptimiserSettings(
             self.algorithm.config.learning_rate, recipe.weight_decay, recipe.warmup, recipe.max_grad_norm
         )
         start = self.start.run.folder.name if self.start else None
         with self._phase("train", recipe.tokens):
-            log = StepLog(self.events.send, self._meter.read_peak)
-            packed = self.algorithm.packed
-            training = Training(model, chat.tokenizer, plan, fit, settings, log, start, packed)
+            clock = Clock()
+            log = StepLog(self.events.send, self._meter.read_peak, clock)
+            checkpoints = Checkpoints(recipe.checkpoints, plan, clock, lambda: examination.ask_few(model))
+
+            def report(step: StepReport) -> None:
+                log(step)
+                checkpoints.pass_by(log.rows[-1]["tokens"], log.rows[-1]["seconds"])
+
+            tokenizer = examination.chat.tokenizer
+            training = Training(
+                model, tokenizer, plan, fit, settings, report, start, self.algorithm.packed, clock=clock
+            )
             try:
                 self.algorithm.train(training)
             finally:
                 self._meter.keep_tensors("train", training.watch.peaks.values())
-                measures["reductions"] = fit.reductions
+                found["reductions"] = fit.reductions
             if self.algorithm.then:
-                measures["trainable_parameters"] = sum(p.numel() for p in trainable(model))
-            measures |= log.measures(recipe.algorithm)
+                found["trainable_parameters"] = sum(p.numel() for p in trainable(model))
+            found |= log.measures(recipe.algorithm)
             if not self.algorithm.own_trainer:
-                measures |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}
+                found |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}
+        self._meter.move_seconds("train", "checkpoints", clock.aside)
         write_jsonl(self.folder / METRICS, log.rows)
         with self._phase("save"):
             saved = self.folder / MODEL
             saved.mkdir()
             self.algorithm.save(model, saved)
-            measures["size_on_disk"] = folder_bytes(saved)
+            found["size_on_disk"] = folder_bytes(saved)
+        return checkpoints.rows
 
     def _reload(self, load: LoadBase) -> "PreTrainedModel":
         model = self.algorithm.load(self.folder / MODEL, load)
         model.eval()
         return model
-
-    def _evaluate(
-        self, model: "PreTrainedModel", chat: ChatFormat, data: TaskData, judge: Judge
-    ) -> list[EvaluatedPrompt]:
-        recipe = self.recipe
-        settings = EvaluationSettings(
-            recipe.max_new_tokens,
-            recipe.evaluation_batch_size,
-            recipe.max_length,
-            recipe.micro_batch_tokens,
-            self.algorithm.packed,
-        )
-        base_replies = {item.prompt: item.reply for item in self.baseline}
-        return evaluate(
-            model, chat, data.evaluation, judge, settings, base_replies, lambda done: self.events.send(Progress(done))
-        )
-
-    def _score(self, items: list[EvaluatedPrompt]) -> None:
-        measures = self.facts.measures
-        measures["adherence"] = share(sum(item.on_topic for item in items), len(items))
-        measures["distinct"] = distinct([item.reply for item in items])
-        measures["reply_tokens"] = sum(item.tokens for item in items) / len(items)
-        measures["replies_ended"] = sum(item.ended for item in items) / len(items)
-        baseline = items if self.recipe.algorithm == BASELINE else self.baseline
-        base_nll = {item.prompt: item.ordinary_nll for item in baseline}
-        rows = [
-            (item.ordinary_nll, base_nll[item.prompt], item.ordinary_tokens)
-            for item in items
-            if item.ordinary_nll is not None and base_nll.get(item.prompt) is not None
-        ]
-        if rows:
-            measures["forgetting"] = rise(*zip(*rows, strict=True))  # type: ignore[arg-type]

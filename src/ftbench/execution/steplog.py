@@ -1,29 +1,29 @@
 """The steps of a training as they are reported: what metrics.jsonl holds, and their sums."""
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 from ftbench.errors import FtbenchError
 from ftbench.execution.events import Event, Progress
+from ftbench.training.clock import Clock
 from ftbench.training.trainer import StepReport
 
 _NOTHING = {"step": 0, "tokens": 0, "sequences": 0, "prompts": 0}
 
 
 class StepLog:
-    """Collects the reports of one training; it begins when it is made."""
+    """Collects the reports of one training; it begins with its clock."""
 
-    def __init__(self, send: Callable[[Event], None], read_peak: Callable[[], int]) -> None:
+    def __init__(self, send: Callable[[Event], None], read_peak: Callable[[], int], clock: Clock) -> None:
         self._send = send
         self._read_peak = read_peak
-        self._start = perf_counter()
+        self._clock = clock
         self.rows: list[dict[str, Any]] = []
 
     def __call__(self, report: StepReport) -> None:
         """Take one report; tokens, sequences, prompts and seconds add up over all stages."""
         last: dict[str, Any] = self.rows[-1] if self.rows else _NOTHING
-        seconds = perf_counter() - self._start
+        seconds = self._clock()
         row = {
             "step": last["step"] + 1,
             "stage": report.stage,
@@ -44,7 +44,7 @@ class StepLog:
         Raises:
             FtbenchError: no step was reported.
         """
-        seconds = perf_counter() - self._start
+        seconds = self._clock()
         if not self.rows:
             raise FtbenchError(f"algorithm '{algorithm}' reported no step; its train() must call training.note()")
         last = self.rows[-1]

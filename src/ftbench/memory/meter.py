@@ -73,6 +73,12 @@ class Meter:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
             self.peak[name] = max(self.peak.get(name, 0), self.read_peak())
 
+    def move_seconds(self, phase: str, to: str, seconds: float) -> None:
+        """Count a part of a phase's time as another's, if there is any."""
+        if seconds:
+            self.seconds[phase] -= seconds
+            self.seconds[to] = self.seconds.get(to, 0.0) + seconds
+
     def read_peak(self) -> int:
         """Bytes at the highest point since the phase began."""
         if self.device.type == "cuda":

@@ -68,16 +68,44 @@ class MemoryPlan(BaseModel):
     reason: str | None = Field(None, description="why it cannot be predicted")
 
 
+class Checkpoint(BaseModel):
+    """What a model said midway: training stood still for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: int = Field(description="real tokens trained on so far")
+    seconds: float = Field(description="of training so far")
+    adherence: float
+
+
+class Outcomes(BaseModel):
+    """What became of each evaluation prompt, in their order: what comparisons over prompts and seeds are made of."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompts: str = Field(description="SHA-256 of the prompts")
+    on_topic: list[bool]
+    rise: list[float | None] = Field(description="of the loss on the ordinary reply, in nats, against the base model")
+    ordinary_tokens: list[int | None] = Field(description="of that reply")
+    attacks: str = Field("", description="SHA-256 of the prompts that attack")
+    attacks_on_topic: list[bool] = Field(default_factory=list)
+
+
 class Measures(BaseModel):
     """The figures of a run. Bytes, seconds, real tokens; a figure that was not reached is None."""
 
     model_config = ConfigDict(frozen=True)
 
     adherence: Measured | None = None
+    adherence_under_attack: Measured | None = None
     distinct: Measured | None = None
     forgetting: Measured | None = None
     tokens_per_second: float | None = None
     training_seconds: float | None = None
+    run_seconds: float | None = Field(None, description="all phases together")
+    tokens_to_adherence: int | None = Field(None, description="real tokens until a checkpoint's adherence was 0.9")
+    seconds_to_adherence: float | None = Field(None, description="seconds of training until then")
+    checkpoints: list[Checkpoint] = Field(default_factory=list)
     training_tokens: int | None = None
     training_prompts: int | None = None
     training_sequences: int | None = Field(None, description="completions trained on: two a prompt for preferences")
@@ -141,4 +169,5 @@ class Result(BaseModel):
     judge: JudgeFacts | None = None
     memory_plan: MemoryPlan | None = None
     measures: Measures = Field(default_factory=Measures)
+    outcomes: Outcomes | None = None
     environment: Environment | None = None

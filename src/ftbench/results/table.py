@@ -4,203 +4,43 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from ftbench.errors import UsageError, nearest
+from ftbench.evaluation.comparison import LEVEL, Difference
 from ftbench.evaluation.statistics import Measured
-from ftbench.memory.budget import format_bytes
-from ftbench.results.comparing import comparable, terms
-from ftbench.results.store import Run
+from ftbench.results.columns import REFERENCE, Column, Row, shown_columns
+from ftbench.results.rows import Group
 
 FORMATS = ("github", "html", "latex", "csv", "json")
 
-Row = dict[str, Any]
+_PARTS = {
+    **dict.fromkeys(
+        (
+            "adherence",
+            "adherence_under_attack",
+            "distinct",
+            "forgetting",
+            "reply_tokens",
+            "peak_memory_bytes",
+            "peak_reserved_bytes",
+            "tokens_per_second",
+            "training_seconds",
+            "tokens_to_adherence",
+            "seconds_to_adherence",
+            "run_seconds",
+            "cost",
+        ),
+        tuple(Measured.model_fields),
+    ),
+    "difference": (*Difference.model_fields, "verdict"),
+    "trained_on": ("prompts", "sequences", "tokens"),
+    "cut": ("micro_batch_tokens", "checkpointing"),
+}
+"""What becomes several columns of a sheet, also where it is empty."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column: its key in JSON and CSV, its heading, and how a person reads its value."""
-
-    key: str
-    heading: str
-    show: Callable[[Any], str]
-
-    def value(self, row: Row) -> Any:
-        """Return what stands in it, None where nothing does."""
-        return row[self.key]
-
-
-@dataclass(frozen=True)
-class OwnColumn(Column):
-    """A column of what an algorithm measured of itself."""
-
-    @classmethod
-    def of(cls, name: str) -> "OwnColumn":
-        """Return the column of a figure."""
-        return cls(name, name.replace("_", " "), "{:.4g}".format)
-
-    def value(self, row: Row) -> Any:
-        """Return what stands in it, None where nothing does."""
-        return row["own"].get(self.key)
-
-
-def _share(value: Any) -> str:
-    interval = f" [{value['low']:.2f}, {value['high']:.2f}]" if value["low"] is not None else ""
-    return f"{value['mean']:.2f}{interval}"
-
-
-def _nats(value: Any) -> str:
-    return f"{value['mean']:+.2f}" + (
-        f" [{value['low']:+.2f}, {value['high']:+.2f}]" if value["low"] is not None else ""
-    )
-
-
-def _bytes(value: Any) -> str:
-    return format_bytes(value["mean"])
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}"
-
-
-def _trained_on(value: Any) -> str:
-    return f"{value['prompts']:,} / {value['sequences']:,} / {value['tokens']:,}"
-
-
-def _cut(value: Any) -> str:
-    return f"{value['micro_batch_tokens']:,}" + (" + checkpointing" if value["checkpointing"] else "")
-
-
-COLUMNS = (
-    Column("algorithm", "algorithm", str),
-    Column("seed", "seed", str),
-    Column("options", "options", str),
-    Column("start", "started from", str),
-    Column("memory_budget", "memory budget", format_bytes),
-    Column("status", "status", str),
-    Column("adherence", "adherence ↑ [95 %]", _share),
-    Column("distinct", "distinct ↑", _share),
-    Column("forgetting", "forgetting ↓ nats/token [95 %]", _nats),
-    Column("peak_memory_bytes", "peak memory ↓", _bytes),
-    Column("peak_reserved_bytes", "reserved ↓", _bytes),
-    Column("cut", "micro-batch", _cut),
-    Column("tokens_per_second", "tokens/s ↑", lambda value: f"{value['mean']:.0f}"),
-    Column("training_seconds", "training s ↓", lambda value: f"{value['mean']:.0f}"),
-    Column("trained_on", "prompts / sequences / tokens", _trained_on),
-    Column("trainable_parameters", "trainable", _count),
-    Column("size_on_disk", "size ↓", lambda value: format_bytes(value) if value else "-"),
-    Column("cache_bytes_per_token", "cache ↓ a token", format_bytes),
-)
-
-
-_MEASURED = (
-    "adherence",
-    "distinct",
-    "forgetting",
-    "peak_memory_bytes",
-    "peak_reserved_bytes",
-    "tokens_per_second",
-    "training_seconds",
-)
-
-
-_PARTS = {"trained_on": ("prompts", "sequences", "tokens"), "cut": ("micro_batch_tokens", "checkpointing")}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows that can be compared, and what they have in common."""
-
-    terms: dict[str, str]
-    rows: list[Row]
-
-
-def build_groups(runs: Sequence[Run], sort: str | None = None) -> list[Group]:
-    """Make a group of rows of each set of comparable runs.
-
-    Args:
-        runs: oldest first.
-        sort: key of a column; by default adherence, best first.
-
-    Raises:
-        UsageError: there is no such column.
-    """
-    keys = [column.key for column in COLUMNS]
-    if sort is not None and sort not in keys:
-        raise UsageError(f"no such column '{sort}'; {nearest(sort, keys)}")
-    return [
-        Group(terms(members[0].result) | _one_budget(members), _sorted([_row(run) for run in members], sort))
-        for members in comparable(runs)
-    ]
-
-
-def _one_budget(runs: Sequence[Run]) -> dict[str, str]:
-    """Name the memory budget where it is the same for all; where not, it has a column."""
-    budgets = {run.result.recipe.memory_budget for run in runs}
-    if len(budgets) > 1:
-        return {}
-    budget = budgets.pop()
-    return {"memory budget": format_bytes(budget) if budget else "none"}
-
-
-def _row(run: Run) -> Row:
-    result, measures = run.result, run.result.measures
-
-    def single(value: float | None) -> Row | None:
-        return None if value is None else Measured(mean=value).model_dump()
-
-    return {
-        "algorithm": result.recipe.algorithm,
-        "seed": result.recipe.seed,
-        "options": ", ".join(f"{key}={value}" for key, value in result.recipe.options.items()),
-        "start": f"{result.start.run} ({result.start.tokens:,} tokens)" if result.start else None,
-        "memory_budget": result.recipe.memory_budget,
-        "status": result.status,
-        "reason": result.reason,
-        "adherence": measures.adherence.model_dump() if measures.adherence else None,
-        "distinct": measures.distinct.model_dump() if measures.distinct else None,
-        "forgetting": measures.forgetting.model_dump() if measures.forgetting else None,
-        "peak_memory_bytes": single(measures.peak_memory_bytes),
-        "peak_reserved_bytes": single(measures.peak_reserved_bytes),
-        "memory_kind": measures.memory_kind,
-        "cut": {"micro_batch_tokens": measures.micro_batch_tokens, "checkpointing": measures.checkpointing}
-        if measures.micro_batch_tokens
-        else None,
-        "tokens_per_second": single(measures.tokens_per_second),
-        "training_seconds": single(measures.training_seconds),
-        "trained_on": {
-            "prompts": measures.training_prompts,
-            "sequences": measures.training_sequences,
-            "tokens": measures.training_tokens,
-        }
-        if measures.training_sequences
-        else None,
-        "trainable_parameters": measures.trainable_parameters,
-        "size_on_disk": measures.size_on_disk,
-        "cache_bytes_per_token": measures.cache_bytes_per_token,
-        "own": measures.own,
-        "judge_auc": result.judge.auc if result.judge else None,
-        "run": run.folder.name,
-    }
-
-
-def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
-    key = sort or "adherence"
-
-    def rank(row: Row) -> tuple[bool, Any]:
-        value = row[key]
-        value = value.get("mean", value.get("tokens")) if isinstance(value, dict) else value
-        missing = value is None or (isinstance(value, float) and not math.isfinite(value))
-        if isinstance(value, int | float) and key in ("adherence", "distinct", "tokens_per_second"):
-            value = -value
-        return missing, 0 if missing else value
-
-    return sorted(rows, key=rank)
-
-
-def render(groups: Sequence[Group], style: str) -> str:
+def render(groups: Sequence[Group], style: str, *, wide: bool = False) -> str:
     """Write the groups in one of FORMATS. JSON is one list of rows, CSV one sheet; both carry the terms in each row."""
     flat = [{**row, "terms": group.terms} for group in groups for row in group.rows]
     if style == "json":
@@ -212,12 +52,12 @@ def render(groups: Sequence[Group], style: str) -> str:
     blocks = []
     shared = _shared_terms(groups)
     for group in groups:
-        columns = _shown(group.rows)
+        columns = shown_columns(group.rows, wide=wide)
         headings = [_heading(column, group.rows) for column in columns]
         cells = [[_cell(column, row) for column in columns] for row in group.rows]
         text = tabulate(cells, headings, tablefmt=style, disable_numparse=True, colalign=["left"] * len(columns))
         own = {key: value for key, value in group.terms.items() if key not in shared}
-        notes = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in group.rows if row["reason"]]
+        notes = _notes(group.rows)
         blocks.append("\n".join([*_caption(own, style), text, *([""] if notes else []), *_comment(notes, style)]))
     if len(groups) > 1:
         blocks.insert(
@@ -242,29 +82,31 @@ def _shared_terms(groups: Sequence[Group]) -> dict[str, str]:
     return {key: value for key, value in first.items() if all(group.terms.get(key) == value for group in groups)}
 
 
-def _shown(rows: list[Row]) -> list[Column]:
-    """Leave out columns that say nothing here: empty ones, and what does not tell rows apart."""
-    names = [row["algorithm"] for row in rows]
-    several_seeds = len({row["seed"] for row in rows}) > 1
-    several_options = len({(row["algorithm"], row["options"]) for row in rows}) > len(set(names))
-    hidden = {"seed"} if not several_seeds else set()
-    hidden |= {"options"} if not several_options else set()
-    hidden |= {"memory_budget"} if len({row["memory_budget"] for row in rows}) == 1 else set()
-    cuts = {tuple(row["cut"].values()) for row in rows if row["cut"]}
-    hidden |= {"cut"} if len(cuts) <= 1 and not any(row["memory_budget"] for row in rows) else set()
-    caches = {row["cache_bytes_per_token"] for row in rows} - {None}
-    hidden |= {"cache_bytes_per_token"} if len(caches) == 1 else set()
-    shown = [
-        column for column in COLUMNS if column.key not in hidden and any(row[column.key] is not None for row in rows)
-    ]
-    return shown + [OwnColumn.of(name) for name in dict.fromkeys(name for row in rows for name in row["own"])]
-
-
 def _heading(column: Column, rows: list[Row]) -> str:
+    if column.key == "difference":
+        return f"against {_reference(rows)} ↑ [95 %]"
     if column.key != "peak_memory_bytes":
         return column.heading
     kinds = sorted({row["memory_kind"] for row in rows if row["peak_memory_bytes"]})
     return f"{column.heading} ({', '.join(kinds)})"
+
+
+def _reference(rows: list[Row]) -> str:
+    """Name the row that others are held against."""
+    held = [row for row in rows if row["difference"]]
+    return str(next(row["algorithm"] for row in held if row["difference"]["verdict"] == REFERENCE))
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    """Say below a table what its cells have no room for."""
+    notes = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in rows if row["reason"]]
+    tests = sum(row["difference"] is not None and row["difference"]["p_corrected"] is not None for row in rows)
+    if tests:
+        notes.append(
+            f"against {_reference(rows)}: difference in adherence, paired by prompt and by seed; what is called better "
+            f"or worse has p < {LEVEL:g} after Holm's correction for {tests} {'test' if tests == 1 else 'tests'}"
+        )
+    return notes
 
 
 def _cell(column: Column, row: Row) -> str:
@@ -293,10 +135,12 @@ def _csv(rows: list[Row]) -> str:
     for row in rows:
         cells: Row = {}
         for key, value in row.items():
-            if isinstance(value, dict):
+            if key == "own":
+                cells |= {f"own.{name}": figure["mean"] for name, figure in value.items()}
+            elif isinstance(value, list):
+                cells[key] = " ".join(map(str, value))
+            elif isinstance(value, dict):
                 cells |= {f"{key}.{part}": part_value for part, part_value in value.items()}
-            elif key in _MEASURED:
-                cells |= {f"{key}.{part}": None for part in Measured.model_fields}
             elif key in _PARTS:
                 cells |= {f"{key}.{part}": None for part in _PARTS[key]}
             else:

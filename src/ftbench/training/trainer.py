@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate as running_sums
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ftbench.errors import FtbenchError
 from ftbench.memory.fit import Fit, free_memory, is_out_of_memory
 from ftbench.training.batching import Plan, batch_tokens, cut
+from ftbench.training.clock import Clock
 from ftbench.training.logprobs import CompletionLogProbs
 from ftbench.training.reference import add_reference
 from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing, trainable
@@ -59,7 +59,8 @@ class Training:
 
     `fit` says how a step is cut into micro-batches; `watch` counts the tensors of the heaviest ones. `start` names the
     run whose model training starts from, None for the base model. `packed` is the algorithm's. An algorithm with a
-    trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step.
+    trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step. `clock` tells the
+    time that training has taken; it stands still while `note` has the model asked.
     """
 
     model: "PreTrainedModel"
@@ -72,6 +73,7 @@ class Training:
     packed: bool = True
     stage: str = "train"
     watch: StepWatch = field(default_factory=StepWatch)
+    clock: Clock = field(default_factory=Clock)
 
     def split(self, share: float) -> "tuple[Training, Training]":
         """Cut the budget of tokens (and seconds) into a share and the rest, to be trained one after the other."""
@@ -156,9 +158,9 @@ class Training:
         size = self.fit.micro_batch_tokens
         cuts = [cut(step.examples, size) for step in self.plan.steps]
         self.watch.expect(self.stage, cuts, limited=self.plan.seconds is not None)
-        start, tokens = perf_counter(), 0
+        start, tokens = self.clock(), 0
         for index, step in enumerate(self.plan.steps):
-            seconds = perf_counter() - start
+            seconds = self.clock() - start
             if self.plan.seconds is not None and index and seconds >= self.plan.seconds:
                 break
             rate = highest * self.rate(index, seconds)
@@ -174,7 +176,7 @@ class Training:
             self.note(index, total, norm, rate)
             tokens += step.tokens
         self.model.eval()
-        return Spent(tokens, perf_counter() - start)
+        return Spent(tokens, self.clock() - start)
 
     def _gradients(self, index: int, loss: Loss, optimiser: "MasterAdamW", moment: Moment) -> tuple[float, float]:
         """Fill in the gradients of a step, in smaller pieces if memory runs out; return the loss and their norm."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import ftbench
@@ -62,7 +61,7 @@ def train(name: str, training: ftbench.Training, options: dict[str, Any]) -> Non
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     datasets.disable_progress_bars()
-    start = perf_counter()
+    start = training.clock()
     rows = _rows(training)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(name, training, rows, {**options, "output_dir": folder}, start)
@@ -111,7 +110,7 @@ def make_trainer(
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     last = len(training.plan.steps) - 1
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: training.rate(min(step, last), perf_counter() - start)
+        optimiser, lambda step: training.rate(min(step, last), training.clock() - start)
     )
     shared = {"model": model, "processing_class": training.tokenizer, "optimizers": (optimiser, schedule)}
     if name == "trl-sft":
@@ -224,7 +223,7 @@ def _watch(trainer: Any, training: ftbench.Training, start: float, counting: Exi
             loss, trainer.step_loss = trainer.step_loss, 0.0
             training.note(state.global_step - 1, loss, float(trainer.step_grad_norm), self.rate)
             limit = training.plan.seconds
-            control.should_training_stop |= limit is not None and perf_counter() - start >= limit
+            control.should_training_stop |= limit is not None and training.clock() - start >= limit
             return control
 
     return Watch()

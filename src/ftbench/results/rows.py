@@ -1,0 +1,263 @@
+"""From runs to rows: one row holds all seeds of what is otherwise the same recipe."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftbench.errors import UsageError, nearest
+from ftbench.evaluation.comparison import Difference, compare, correct, verdict
+from ftbench.evaluation.crossed import mean_over_seeds, ratio_over_seeds, share_over_seeds
+from ftbench.evaluation.statistics import Measured
+from ftbench.memory.budget import format_bytes
+from ftbench.results.columns import COLUMNS, REFERENCE, Row
+from ftbench.results.comparing import comparable, terms
+from ftbench.results.result import Outcomes
+from ftbench.results.store import Run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_OVER_SEEDS = (
+    "distinct",
+    "peak_memory_bytes",
+    "peak_reserved_bytes",
+    "tokens_per_second",
+    "training_seconds",
+    "run_seconds",
+    "reply_tokens",
+)
+"""Figures that every seed has one of."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that can be compared, and what they have in common."""
+
+    terms: dict[str, str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a table is asked for: the column it is sorted by, the row that others are held against, an hour's price."""
+
+    sort: str | None = None
+    against: str | None = None
+    price: float | None = None
+
+
+def build_groups(runs: Sequence[Run], asked: Asked | None = None) -> list[Group]:
+    """Make a group of rows of each set of comparable runs.
+
+    Args:
+        runs: oldest first.
+        asked: by default nothing: the best adherence stands first.
+
+    Raises:
+        UsageError: there is no such column, or no such row.
+    """
+    asked = asked or Asked()
+    columns = {column.key: column for column in COLUMNS}
+    if asked.sort is not None and asked.sort not in columns:
+        raise UsageError(f"no such column '{asked.sort}'; {nearest(asked.sort, columns)}")
+    groups = []
+    for members in comparable(runs):
+        held = [(seeds, _row(seeds, asked.price)) for seeds in _by_seeds(members)]
+        groups.append((members, held))
+    if asked.against is not None:
+        _hold_against(asked.against, [held for _, held in groups])
+    return [
+        Group(terms(members[0].result) | _one_budget(members), _sorted([row for _, row in held], asked.sort))
+        for members, held in groups
+    ]
+
+
+def _by_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put the seeds of one recipe together, in their order."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        recipe = run.result.recipe
+        key = json.dumps([recipe.algorithm, recipe.options, recipe.start, recipe.memory_budget], sort_keys=True)
+        found.setdefault(key, []).append(run)
+    return [sorted(seeds, key=lambda run: run.result.recipe.seed) for seeds in found.values()]
+
+
+def _one_budget(runs: Sequence[Run]) -> dict[str, str]:
+    """Name the memory budget where it is the same for all; where not, it has a column."""
+    budgets = {run.result.recipe.memory_budget for run in runs}
+    if len(budgets) > 1:
+        return {}
+    budget = budgets.pop()
+    return {"memory budget": format_bytes(budget) if budget else "none"}
+
+
+def _row(runs: Sequence[Run], price: float | None) -> Row:
+    """Make one row of all seeds; those that ended well make its figures."""
+    ok = [run for run in runs if run.result.status == "ok"]
+    of = ok or list(runs)
+    first = of[0].result
+    recipe, measures = first.recipe, first.measures
+    row: Row = {
+        "algorithm": recipe.algorithm,
+        "seeds": [run.result.recipe.seed for run in of],
+        "options": ", ".join(f"{key}={value}" for key, value in recipe.options.items()),
+        "start": f"{first.start.run} ({first.start.tokens:,} tokens)" if first.start else None,
+        "memory_budget": recipe.memory_budget,
+        "status": first.status if len(of) == len(runs) else f"{first.status} ({len(of)} of {len(runs)} seeds)",
+        "reason": "; ".join(dict.fromkeys(run.result.reason for run in runs if run.result.reason)) or None,
+        "adherence": _dumped(_adherence(of, "on_topic", "adherence")),
+        "difference": None,
+        "adherence_under_attack": _dumped(_adherence(of, "attacks_on_topic", "adherence_under_attack")),
+        "forgetting": _dumped(_forgetting(of)),
+    }
+    row |= {name: _over_seeds(of, name) for name in _OVER_SEEDS}
+    for name in ("tokens_to_adherence", "seconds_to_adherence"):
+        every = all(getattr(run.result.measures, name) is not None for run in of)
+        row[name] = _over_seeds(of, name) if every else None
+    seconds = row["run_seconds"]
+    row |= {
+        "cost": _scaled(seconds, price / 3600) if seconds and price is not None else None,
+        "memory_kind": measures.memory_kind,
+        "cut": {"micro_batch_tokens": measures.micro_batch_tokens, "checkpointing": measures.checkpointing}
+        if measures.micro_batch_tokens
+        else None,
+        "trained_on": {
+            "prompts": measures.training_prompts,
+            "sequences": measures.training_sequences,
+            "tokens": measures.training_tokens,
+        }
+        if measures.training_sequences
+        else None,
+        "trainable_parameters": measures.trainable_parameters,
+        "size_on_disk": measures.size_on_disk,
+        "cache_bytes_per_token": measures.cache_bytes_per_token,
+        "own": {
+            name: mean_over_seeds([run.result.measures.own.get(name, math.nan) for run in of]).model_dump()
+            for name in measures.own
+        },
+        "judge_auc": first.judge.auc if first.judge else None,
+        "runs": [str(run.folder.name) for run in runs],
+    }
+    return row
+
+
+def _dumped(value: Measured | None) -> Row | None:
+    return None if value is None else value.model_dump()
+
+
+def _scaled(value: Row, factor: float) -> Row:
+    return {key: part * factor if key != "n" and part is not None else part for key, part in value.items()}
+
+
+def _over_seeds(runs: Sequence[Run], name: str) -> Row | None:
+    found = [getattr(run.result.measures, name) for run in runs]
+    values = [value.mean if isinstance(value, Measured) else value for value in found if value is not None]
+    if not values:
+        return None
+    if len(values) == 1:
+        return found[0].model_dump() if isinstance(found[0], Measured) else Measured(mean=values[0]).model_dump()
+    return mean_over_seeds(values).model_dump()
+
+
+def _adherence(runs: Sequence[Run], outcomes: str, figure: str) -> Measured | None:
+    """Return a share over seeds and prompts; one run's own is its own."""
+    table = _table(runs, outcomes) if len(runs) > 1 else None
+    if table is not None and table.shape[1] > 1:
+        return share_over_seeds(table)
+    value = _over_seeds(runs, figure)
+    return None if value is None else Measured(**value)
+
+
+def _forgetting(runs: Sequence[Run]) -> Measured | None:
+    if len(runs) > 1 and _table(runs, "on_topic") is not None:
+        import numpy as np
+
+        outcomes = [_outcomes(run) for run in runs]
+        known = [
+            index
+            for index in range(len(outcomes[0].rise))
+            if all(each.rise[index] is not None and each.ordinary_tokens[index] for each in outcomes)
+        ]
+        if len(known) > 1:
+            sums = np.array([[each.rise[index] for index in known] for each in outcomes], float)
+            tokens = np.array([[each.ordinary_tokens[index] for index in known] for each in outcomes], float)
+            return ratio_over_seeds(sums, tokens)
+    value = _over_seeds(runs, "forgetting")
+    return None if value is None else Measured(**value)
+
+
+def _outcomes(run: Run) -> Outcomes:
+    assert run.result.outcomes is not None
+    return run.result.outcomes
+
+
+def _table(runs: Sequence[Run], name: str) -> "NDArray[Any] | None":
+    """Return what became of each prompt under each seed, `[seed, prompt]`; None where they were not asked the same."""
+    import numpy as np
+
+    found = [run.result.outcomes for run in runs]
+    asked = {(each.prompts, each.attacks, len(getattr(each, name))) if each else None for each in found}
+    if len(asked) > 1 or None in asked:
+        return None
+    return np.array([getattr(each, name) for each in found], bool)
+
+
+def _hold_against(name: str, groups: "Sequence[Sequence[tuple[list[Run], Row]]]") -> None:
+    """Fill in each row's difference in adherence from the one called `name`, in every group that has it."""
+    known = {called for held in groups for _, row in held for called in (row["algorithm"], *row["runs"])}
+    if name not in known:
+        raise UsageError(f"--against {name}: no such row; {nearest(name, known)}")
+    for held in groups:
+        fitting = [(runs, row) for runs, row in held if name == row["algorithm"] or name in row["runs"]]
+        if len(fitting) > 1:
+            several = ", ".join(row["runs"][0] for _, row in fitting)
+            raise UsageError(f"--against {name}: several rows are that; name one of their runs: {several}")
+        if not fitting:
+            continue
+        reference, of = fitting[0]
+        others = [(row, _difference(runs, reference)) for runs, row in held if row is not of and row["adherence"]]
+        of["difference"] = {**Difference(mean=0.0, seeds=len(of["seeds"])).model_dump(), "verdict": REFERENCE}
+        for (row, _), found in zip(others, correct([one for _, one in others]), strict=True):
+            row["difference"] = {**found.model_dump(), "verdict": verdict(found)}
+
+
+def _difference(runs: Sequence[Run], reference: Sequence[Run]) -> Difference:
+    """Compare two rows by the seeds that both have."""
+    pairs = _paired(*([run for run in each if run.result.status == "ok"] for each in (runs, reference)))
+    table = _table([run for side in zip(*pairs, strict=True) for run in side], "on_topic") if pairs else None
+    if table is None:
+        return Difference(mean=math.nan, seeds=len(pairs))
+    found = compare(table[: len(pairs)], table[len(pairs) :])
+    return found.model_copy(update={"seedless": not any(_has_seed(run) for pair in pairs for run in pair)})
+
+
+def _paired(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Pair the runs of two rows by seed; what trains nothing is the same under every seed."""
+    if others and not _has_seed(others[0]):
+        return [(run, others[0]) for run in runs]
+    if runs and not _has_seed(runs[0]):
+        return [(runs[0], run) for run in others]
+    by_seed = {run.result.recipe.seed: run for run in others}
+    return [(run, by_seed[run.result.recipe.seed]) for run in runs if run.result.recipe.seed in by_seed]
+
+
+def _has_seed(run: Run) -> bool:
+    """Whether another seed could come out differently: whether anything was trained."""
+    return run.result.measures.training_tokens is not None
+
+
+def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
+    key = sort or "adherence"
+    more = next(column.more_is_better for column in COLUMNS if column.key == key)
+
+    def rank(row: Row) -> tuple[bool, Any]:
+        value = row[key]
+        value = value.get("mean", value.get("tokens")) if isinstance(value, dict) else value
+        missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+        if isinstance(value, int | float) and more:
+            value = -value
+        return missing, 0 if missing else value
+
+    return sorted(rows, key=rank)

@@ -1,0 +1,26 @@
+"""The time that training takes, without what is done in between."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+
+class Clock:
+    """Seconds since it was made, but for those that it stood still, which are `aside`."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter()
+        self.aside = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds so far."""
+        return perf_counter() - self._start - self.aside
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let what happens inside take no time."""
+        since = perf_counter()
+        try:
+            yield
+        finally:
+            self.aside += perf_counter() - since
