@@ -9,6 +9,7 @@ Satterthwaite (1946).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
 from ftbench.evaluation.statistics import Z95, Measured, wilson
@@ -92,11 +93,9 @@ def ratio_over_seeds(sums: "Table", tokens: "Table") -> Measured:
 
 def mean_over_seeds(values: Sequence[float]) -> Measured:
     """Return the mean of a figure that each seed has one of, with Student's 95 % interval from two seeds on."""
-    import numpy as np
-
-    mean, n = float(np.mean(values)), len(values)
+    mean, n = fmean(values), len(values)
     if n == 1:
         return Measured(mean=mean)
-    half = Crossed(mean, float(np.var(values, ddof=1)) / n, n - 1)
+    half = Crossed(mean, variance(values, mean) / n, n - 1)
     width = half.quantile * sqrt(half.variance)
     return Measured(mean=mean, low=mean - width, high=mean + width, n=n)

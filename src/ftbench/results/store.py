@@ -106,17 +106,27 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / RESULT
     try:
-        values = json.loads(path.read_text("utf-8"))
-        version = values.get("schema_version")
-        if isinstance(version, int) and version > SCHEMA:
-            raise FtbenchError(f"{path} was written by a newer ftbench (schema {version}); update ftbench to read it")
-        return Run(folder, Result.model_validate(values))
+        text = path.read_bytes()
     except OSError as error:
         raise FtbenchError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        result = Result.model_validate_json(text)
     except ValidationError as error:
+        _check_version(path, text)
         raise FtbenchError(f"{path} is not a result: {first_problem(error)}") from error
-    except (ValueError, AttributeError) as error:
+    if result.schema_version > SCHEMA:
+        _check_version(path, text)
+    return Run(folder, result)
+
+
+def _check_version(path: Path, text: bytes) -> None:
+    """Say it if what cannot be read is cut short, or of a newer ftbench."""
+    try:
+        version = json.loads(text)["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
         raise FtbenchError(f"{path} is not a whole result: {error}; remove the folder and run it again") from error
+    if isinstance(version, int) and version > SCHEMA:
+        raise FtbenchError(f"{path} was written by a newer ftbench (schema {version}); update ftbench to read it")
 
 
 def read_runs(out: Path) -> tuple[list[Run], list[str]]:
