@@ -42,7 +42,7 @@ class Mla(ftbench.Algorithm):
         mode: Literal["absorbable", "exact-rope"] = "absorbable"
         recipe: Literal["fisher", "transmla", "mha2mla", "plain"] = "fisher"
         rank: int | None = Field(None, ge=1, description="of every layer; by default what kv leaves")
-        rope_dims: int | None = Field(None, ge=0, description="rotated beside the latent; by default a third")
+        rope_dims: int | None = Field(None, ge=0, description="rotated beside the latent; by default a quarter")
         calibration_tokens: int = Field(4096, ge=256)
         heal_tokens: int = Field(20_000, ge=0, description="beside the recipe's; of texts that the base model draws")
         heal_learning_rate: float = Field(1e-3, gt=0)

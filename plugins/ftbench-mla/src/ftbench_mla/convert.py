@@ -38,7 +38,7 @@ class Settings:
     """How a model is converted.
 
     `kv` is the share of the base's cache that is kept. `rope_dims` and `rank` are a layer's, None for what `kv` gives:
-    a third of the kept part rotated, and ranks shared out over the layers.
+    a quarter of the kept part rotated, and ranks shared out over the layers.
     """
 
     kv: float = 0.5
@@ -152,7 +152,7 @@ def sizes(family: Family, model: "PreTrainedModel", settings: Settings) -> tuple
         raise UnconvertibleError(f"the share of the cache to keep must be above 0 and at most 1, not {settings.kv}")
     kept = round(settings.kv * 2 * keys)
     beside = family.rotates and settings.mode == ABSORBABLE
-    rotated = (settings.rope_dims if settings.rope_dims is not None else 2 * round(kept / 6)) if beside else 0
+    rotated = (settings.rope_dims if settings.rope_dims is not None else 2 * round(kept / 8)) if beside else 0
     if settings.rope_dims is not None and not beside:
         raise UnconvertibleError("rope_dims has no meaning here: nothing is rotated beside the latent")
     if rotated % 2 or not 0 <= rotated <= keys:
@@ -186,7 +186,8 @@ def _decompose(
         key, keys = rotation.keys[still] @ key, len(still)
         move = torch.block_diag(gradients, torch.eye(len(value), dtype=torch.float64, device=value.device))
         fisher = move @ fisher @ move.T
-    return _Layer(base, rotation, factorise(torch.cat([key, value]), statistics.inputs, fisher, metric, keys))
+    weight = torch.cat([key, value])
+    return _Layer(base, rotation, factorise(weight, statistics.inputs, statistics.weighed, fisher, metric, keys))
 
 
 def _replace_attention(

@@ -17,7 +17,7 @@ RIDGE = 1e-6
 class Factors:
     """W = `up` `down`, `[out, n]` and `[n, in]`, their parts in falling order of `loss`, what leaving each out costs.
 
-    `loss`, `[n]`, is in nats a token, to second order, where the metric is the Fisher's.
+    `loss`, `[n]`, is in proportion to nats a token, to second order, where the metric is the Fisher's.
     """
 
     up: Tensor
@@ -29,15 +29,16 @@ class Factors:
         return self.up[:, :rank], self.down[:rank]
 
 
-def factorise(weight: Tensor, inputs: Tensor, fisher: Tensor, metric: Metric, keys: int) -> Factors:
+def factorise(weight: Tensor, inputs: Tensor, weighed: Tensor, fisher: Tensor, metric: Metric, keys: int) -> Factors:
     """Factorise W so that the first r parts are the best of rank r, by a metric.
 
     Args:
         weight: `[out, in]`, its first `keys` rows those of keys, the others of values; float64.
         inputs: E[x xᵀ], `[in, in]`.
-        fisher: E[g gᵀ], g the gradient by W x, `[out, out]`.
+        weighed: the same, of tokens weighed by what the loss says of them.
+        fisher: E[g gᵀ], g the gradient by W x, `[out, out]`, of weighed tokens.
         metric: plain: of W alone. balanced: of W x, keys and values scaled to one size. fisher: of the loss, by
-            |M^½ (W - W_r) C^½|² with C the inputs' moment and M the Fisher's.
+            |M^½ (W - W_r) C^½|² with C the inputs' weighed moment and M the gradients'.
         keys: rows of keys.
     """
     ones = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
@@ -45,7 +46,7 @@ def factorise(weight: Tensor, inputs: Tensor, fisher: Tensor, metric: Metric, ke
         left, left_back = torch.diag(ones), torch.diag(ones)
         right = right_back = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
     else:
-        right, right_back = _root(inputs)
+        right, right_back = _root(weighed if metric == "fisher" else inputs)
         if metric == "fisher":
             left, left_back = _root(fisher)
         else:

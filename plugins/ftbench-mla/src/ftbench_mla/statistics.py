@@ -14,18 +14,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass
-class LayerStatistics:
-    """Sums over the tokens of a calibration, of one layer.
+PASSES = 3
+"""Over the calibration texts: after two, the moments hardly change any more."""
 
-    `inputs` is the second moment of the attention's inputs x, `[hidden, hidden]`, and `mean` their mean; `fisher` that
-    of the gradients by keys and values before rotation, `[2 G h, 2 G h]`, of the log-likelihood of labels that the
-    model itself draws (the Fisher information); `distances` the share of attention that goes so many tokens back,
-    `[longest]`, over all heads and tokens.
+SHRINK_INPUTS, SHRINK_FISHER = 0.003, 0.03
+"""By how much the weighed moments are drawn towards the identity: a few thousand tokens know no small eigenvalues."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What the tokens of a calibration tell of one layer.
+
+    `inputs` is the second moment of the attention's inputs x, `[hidden, hidden]`, and `mean` their mean; `distances`
+    the share of attention that goes so many tokens back, `[longest]`, over all heads and tokens.
+
+    g being the gradient by keys and values before rotation, `[2 G h]`, of the log-likelihood of labels that the model
+    itself draws, the Fisher information by the weights is E[g gᵀ ⊗ x xᵀ]. `fisher`, `[2 G h, 2 G h]`, and `weighed`,
+    `[hidden, hidden]`, are its best Kronecker factors: those of the matrix normal distribution (Dutilleul 1999), in
+    which every token's x xᵀ is weighed by gᵀ fisher⁻¹ g, and its g gᵀ by xᵀ weighed⁻¹ x. Taken each by itself, as
+    K-FAC does (Martens and Grosse 2015), the moments are ruled by tokens on which next to nothing hangs: on
+    SmolLM2-135M, keeping half the cache then cost twice the divergence.
     """
 
     inputs: Tensor
     mean: Tensor
+    weighed: Tensor
     fisher: Tensor
     distances: Tensor
 
@@ -40,28 +53,28 @@ def collect(model: "PreTrainedModel", family: Family, sequences: Sequence[Sequen
     if not longest:
         raise UnconvertibleError("calibration needs at least one text")
     layers = [_Sums(family, attention, longest) for attention in family.attentions(model)]
-    draw = torch.Generator().manual_seed(0)
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tokens = 0
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
         with ExitStack() as stack:
             for layer in layers:
                 stack.enter_context(layer.watching())
-            for sequence in sequences:
-                _run(model, torch.tensor([list(sequence)], device=model.device), draw)
-                tokens += len(sequence)
+            for _ in range(PASSES):
+                draw = torch.Generator().manual_seed(0)
+                for sequence in sequences:
+                    _run(model, torch.tensor([list(sequence)], device=model.device), draw)
+                for layer in layers:
+                    layer.end_pass()
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    found = [layer.finish(tokens) for layer in layers]
-    for index, one in enumerate(found):
-        if not all(bool(tensor.isfinite().all()) for tensor in (one.inputs, one.fisher, one.distances)):
+    for index, layer in enumerate(layers):
+        if not layer.is_finite:
             raise UnconvertibleError(
                 f"the activations or gradients of layer {index} are not finite on the calibration texts"
             )
-    return found
+    return [layer.finish() for layer in layers]
 
 
 def _run(model: "PreTrainedModel", ids: Tensor, draw: torch.Generator) -> None:
@@ -76,19 +89,61 @@ def _run(model: "PreTrainedModel", ids: Tensor, draw: torch.Generator) -> None:
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
 
 
+class _Moments:
+    """The first and second moment of the inputs, and the weighed second moments of inputs and gradients."""
+
+    def __init__(self, hidden: int, out: int, device: torch.device) -> None:
+        self.inputs = torch.zeros(hidden, hidden, device=device)
+        self.mean = torch.zeros(hidden, device=device)
+        self.weighed = torch.zeros(hidden, hidden, device=device)
+        self.fisher = torch.zeros(out, out, device=device)
+        self.tokens = 0
+
+    def add(self, x: Tensor, g: Tensor, before: "_Moments | None") -> None:
+        """Add tokens, `[seq, hidden]` and `[seq, out]`, weighed by the inverse moments of the pass before, if any."""
+        self.inputs += x.T @ x
+        self.mean += x.sum(0)
+        self.tokens += len(x)
+        self.weighed += (x if before is None else x * before.weight(g, before.fisher)).T @ x
+        self.fisher += (g if before is None else g * before.weight(x, before.weighed)).T @ g
+
+    @staticmethod
+    def weight(rows: Tensor, inverse: Tensor) -> Tensor:
+        """Return rowᵀ inverse row over their width, `[seq, 1]`: one on average."""
+        return ((rows @ inverse) * rows).sum(1, keepdim=True) / rows.shape[1]
+
+    def inverted(self) -> "_Moments":
+        """Return what weighs the next pass."""
+        found = _Moments(len(self.weighed), len(self.fisher), self.inputs.device)
+        found.weighed = _inverse(self.weighed / self.tokens)
+        found.fisher = _inverse(self.fisher / self.tokens)
+        return found
+
+
+def _inverse(moment: Tensor) -> Tensor:
+    inverse: Tensor = torch.linalg.inv(shrunk(moment.double(), 1e-3))
+    return inverse.float()
+
+
+def shrunk(moment: Tensor, share: float) -> Tensor:
+    """Draw a moment towards the identity of the same size."""
+    size = moment.diagonal().mean() + 1e-30
+    return (1 - share) * moment + share * size * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+
 class _Sums:
     """Adds up what one attention layer sees."""
 
     def __init__(self, family: Family, attention: nn.Module, longest: int) -> None:
         self._family, self._attention = family, attention
         self._base = family.projections(attention)
-        groups = len(self._base.key)
-        device = self._base.key.device
-        hidden = self._base.key.shape[1]
-        self._inputs = torch.zeros(hidden, hidden, dtype=torch.float32, device=device)
-        self._mean = torch.zeros(hidden, dtype=torch.float32, device=device)
-        self._fisher = torch.zeros(2 * groups, 2 * groups, dtype=torch.float32, device=device)
-        self._distances = torch.zeros(longest, dtype=torch.float32, device=device)
+        key = self._base.key
+        self._sizes = key.shape[1], 2 * len(key), key.device
+        self._moments = _Moments(*self._sizes)
+        self._done: _Moments | None = None
+        self._before: _Moments | None = None
+        self._distances = torch.zeros(longest, dtype=torch.float32, device=key.device)
+        self._x = torch.empty(0)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -100,21 +155,34 @@ class _Sums:
 
     def _see_inputs(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         x = given[0] if given else named["hidden_states"]
-        flat = x.detach()[0].float()
-        self._inputs += flat.T @ flat
-        self._mean += flat.sum(0)
-        angles = named.get("position_embeddings")
-        self._distances[: len(flat)] += attended(self._base, self._family, self._attention, flat, angles)
+        self._x = x.detach()[0].float()
+        if self._done is None:
+            angles = named.get("position_embeddings")
+            self._distances[: len(self._x)] += attended(self._base, self._family, self._attention, self._x, angles)
 
     def _see_gradients(self, gradient: Tensor) -> None:
-        flat = gradient[0].float()  # [seq, 2 G h]
-        self._fisher += flat.T @ flat
+        self._moments.add(self._x, gradient[0].float(), self._before)
 
-    def finish(self, tokens: int) -> LayerStatistics:
+    def end_pass(self) -> None:
+        self._done, self._moments = self._moments, _Moments(*self._sizes)
+        if self.is_finite:
+            self._before = self._done.inverted()
+
+    @property
+    def is_finite(self) -> bool:
+        done = self._done
+        return done is not None and all(
+            bool(tensor.isfinite().all()) for tensor in (done.inputs, done.weighed, done.fisher, self._distances)
+        )
+
+    def finish(self) -> LayerStatistics:
+        assert self._done is not None
+        done, tokens = self._done, self._done.tokens
         return LayerStatistics(
-            self._inputs.double() / tokens,
-            self._mean.double() / tokens,
-            self._fisher.double() / tokens,
+            done.inputs.double() / tokens,
+            done.mean.double() / tokens,
+            shrunk(done.weighed.double() / tokens, SHRINK_INPUTS),
+            shrunk(done.fisher.double() / tokens, SHRINK_FISHER),
             self._distances.double() / self._distances.sum(),
         )
 
