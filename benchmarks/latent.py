@@ -4,8 +4,9 @@ python benchmarks/latent.py oasst1-en-validation.jsonl                 one-shot,
 python benchmarks/latent.py oasst1-en-validation.jsonl --heal          and 20,000 tokens of healing; half an hour
 
 Calibration: 3,072 tokens of OASST1's conversations. In-domain: others of these, 4,096 tokens. Other domain: Python's
-language reference, as every Python carries it, 4,096 tokens. All in texts of 512 tokens, in float32. A line a
-conversion is added to benchmarks/latent/cpu.jsonl; what is there is not made again.
+language reference, as every Python carries it, 4,096 tokens. All in texts of 512 tokens, in float32. Healing: half on
+further conversations, half on texts that the base draws. A line a conversion is added to benchmarks/latent/cpu.jsonl;
+what is there is not made again.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.models.resolve import resolve_model
 from ftbench.recipe import read_recipe
+from ftbench_mla import alternating
 from ftbench_mla.convert import Settings, convert_keeping
 from ftbench_mla.heal import HealSettings, diverge, draw_texts, heal, predict
 
@@ -37,7 +39,10 @@ CASES: list[dict[str, Any]] = [
     {"kv": 0.5, "recipe": "plain"},
     {"kv": 0.5, "recipe": "plain", "mode": "exact-rope"},
 ]
-HEALED: list[dict[str, Any]] = [{"kv": 0.3125, "recipe": "fisher", "heal": 20_000}]
+HEALED: list[dict[str, Any]] = [
+    {"kv": 0.3125, "recipe": "fisher", "heal": 20_000},
+    {"kv": 0.3125, "recipe": "fisher", "mode": "exact-rope", "heal": 20_000},
+]
 
 
 def main() -> None:
@@ -49,12 +54,12 @@ def main() -> None:
     path = HERE / "latent" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    calibration, *domains = _texts(given.file)
+    calibration, healing, *domains = _texts(given.file)
     wanted = [case for case in CASES + (HEALED if given.heal else []) if case not in [row["case"] for row in rows]]
     known = [[predict(base, text) for text in texts] for texts in domains] if wanted and (base := _load()) else []
     for case in CASES + (HEALED if given.heal else []):
         if case not in [row["case"] for row in rows]:
-            found = _measure(case, calibration, domains, known)
+            found = _measure(case, calibration, healing, domains, known)
             rows.append({"case": case, **found})
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
@@ -64,8 +69,8 @@ def main() -> None:
 Texts = list[list[int]]
 
 
-def _texts(file: str) -> tuple[Texts, Texts, Texts]:
-    """Return texts to calibrate on, others of the same kind, and of another kind."""
+def _texts(file: str) -> tuple[Texts, Texts, Texts, Texts]:
+    """Return texts to calibrate on, to heal on (shorter ones), others of the same kind, and of another kind."""
     folder = resolve_model(read_recipe("quick").model, None).folder
     chat = ChatFormat(load_tokenizer(folder))
     content = read_source(file, "en").content
@@ -77,7 +82,8 @@ def _texts(file: str) -> tuple[Texts, Texts, Texts]:
     cut = [talk[begin : begin + LENGTH] for begin in range(0, len(talk) - LENGTH, LENGTH)]
     other = [prose[begin : begin + LENGTH] for begin in range(0, len(prose) - LENGTH, LENGTH)]
     step = len(other) // inside
-    return cut[:calibration], cut[calibration : calibration + inside], other[: inside * step : step]
+    healing = [half for text in cut[calibration + inside :] for half in (text[: LENGTH // 2], text[LENGTH // 2 :])]
+    return cut[:calibration], healing, cut[calibration : calibration + inside], other[: inside * step : step]
 
 
 def _load() -> Any:
@@ -86,7 +92,7 @@ def _load() -> Any:
 
 
 def _measure(
-    case: dict[str, Any], calibration: Texts, domains: list[Texts], known: list[list[torch.Tensor]]
+    case: dict[str, Any], calibration: Texts, healing: Texts, domains: list[Texts], known: list[list[torch.Tensor]]
 ) -> dict[str, Any]:
     """Convert, heal where it is asked for, and compare."""
     torch.manual_seed(0)
@@ -97,11 +103,13 @@ def _measure(
     found: dict[str, Any] = {"convert_seconds": round(perf_counter() - start, 1), "ranks": model.config.latent_ranks}
     if case.get("heal"):
         length = 256
+        many = case["heal"] // length
         with teacher.in_place() as base:
-            texts = draw_texts(base, base.config.bos_token_id, case["heal"] // length, length, seed=0)
+            drawn = draw_texts(base, base.config.bos_token_id, many - many // 2, length, seed=0)
+        texts = alternating(healing[: many // 2], drawn)
         found["draw_seconds"] = round(perf_counter() - start - found["convert_seconds"], 1)
         losses: list[float] = []
-        heal(model, teacher, texts, 1e-3, HealSettings(), lambda loss, *_: losses.append(loss))
+        heal(model, teacher, texts, 2e-4, HealSettings(), lambda loss, *_: losses.append(loss))
         found["heal_seconds"] = round(perf_counter() - start - found["convert_seconds"] - found["draw_seconds"], 1)
         found["heal_losses"] = losses
     for name, texts, predicted in zip(("inside", "outside"), domains, known, strict=True):

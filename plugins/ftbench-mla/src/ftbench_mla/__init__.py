@@ -44,8 +44,10 @@ class Mla(ftbench.Algorithm):
         rank: int | None = Field(None, ge=1, description="of every layer; by default what kv leaves")
         rope_dims: int | None = Field(None, ge=0, description="rotated beside the latent; by default a quarter")
         calibration_tokens: int = Field(4096, ge=256)
-        heal_tokens: int = Field(20_000, ge=0, description="beside the recipe's; of texts that the base model draws")
-        heal_learning_rate: float = Field(1e-3, gt=0)
+        heal_tokens: int = Field(
+            20_000, ge=0, description="beside the recipe's; half of training texts, half drawn by the base"
+        )
+        heal_learning_rate: float = Field(2e-4, gt=0)
         heal_length: int = Field(256, ge=16, description="tokens of a text")
         decode_contexts: tuple[int, ...] = Field((128, 1024), description="tokens before those whose speed is measured")
 
@@ -110,7 +112,7 @@ class Mla(ftbench.Algorithm):
         self.then.save(self._trained, folder / THEN)
 
     def _heal(self, training: "ftbench.Training", teacher: "Teacher") -> None:
-        """Heal on texts that the base draws, and compare with it before and after on others."""
+        """Heal on training texts and on some that the base draws, and compare with it before and after on others."""
         from ftbench.training.encoding import EncodedExample, TokenSequence
         from ftbench_mla.decode import STEPS, decode_speed
         from ftbench_mla.heal import HealSettings, compare, draw_texts, heal
@@ -122,16 +124,18 @@ class Mla(ftbench.Algorithm):
         with teacher.in_place() as base:
             start = base.config.bos_token_id
             first = training.plan.examples[0].chosen.ids[0]
-            drawn = draw_texts(base, first if start is None else start, count + COMPARED, length, training.plan.seed)
+            known = joined([example.chosen.ids for example in training.plan.examples], length)[: count // 2]
+            wanted, begin = COMPARED + count - len(known), first if start is None else start
+            drawn = draw_texts(base, begin, wanted, length, training.plan.seed)
             for context in contexts:
                 self._figures[f"decode_{context}_base_tokens/s"] = decode_speed(base, context)
         for context in contexts:
             self._figures[f"decode_{context}_tokens/s"] = decode_speed(model, context)
-        texts, held_out = drawn[:count], drawn[count:]
+        texts, held_out = alternating(known, drawn[COMPARED:]), drawn[:COMPARED]
         self._compare("converted", compare(model, teacher, held_out))
         if not texts:
             return
-        settings = HealSettings(2 * length, training.fit.micro_batch_tokens, training.settings.max_grad_norm)
+        settings = HealSettings(length, training.fit.micro_batch_tokens, training.settings.max_grad_norm)
 
         def report(loss: float, norm: float, rate: float, tokens: int, sequences: int) -> None:
             training.report(ftbench.StepReport("heal", loss, norm, rate, tokens, sequences, sequences))
@@ -174,6 +178,19 @@ def first_tokens(texts: Sequence[Sequence[int]], tokens: int) -> list[Sequence[i
             break
         found.append(text)
     return found
+
+
+def joined(texts: Sequence[Sequence[int]], length: int) -> list[list[int]]:
+    """Put texts one behind another and cut them into whole pieces of one length."""
+    every = [token for text in texts for token in text]
+    return [every[begin : begin + length] for begin in range(0, len(every) - length + 1, length)]
+
+
+def alternating(some: Sequence[list[int]], others: Sequence[list[int]]) -> list[list[int]]:
+    """Return both kinds of texts, in turn while there are both."""
+    pairs = [text for pair in zip(some, others, strict=False) for text in pair]
+    both = min(len(some), len(others))
+    return [*pairs, *some[both:], *others[both:]]
 
 
 @ftbench.hookimpl

@@ -39,7 +39,7 @@ def uncounted(_index: int, _kept: Iterator[Tensor]) -> AbstractContextManager[An
 class HealSettings:
     """How much healing does at once: tokens a step, tokens a micro-batch, and the largest norm of gradients."""
 
-    step_tokens: int = 512
+    step_tokens: int = 256
     micro_batch_tokens: int = 1024
     max_grad_norm: float = 1.0
 
