@@ -61,7 +61,7 @@ def terms(result: Result) -> dict[str, str]:
         "training": _length(recipe) + f", {recipe.effective_batch_size} {_prompts(recipe)} a step, "
         f"{recipe.max_length} tokens at most, weight decay {recipe.weight_decay:g}, warm-up {recipe.warmup:g}, "
         f"gradient norm {recipe.max_grad_norm:g}, micro-batches of {recipe.micro_batch_tokens:,} tokens at most",
-        "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
+        "evaluation": (f"{result.data.evaluation_prompts} {_held_out(recipe)}, " if result.data else "")
         + f"greedy, {recipe.max_new_tokens} tokens at most",
         "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
         if result.judge
@@ -74,6 +74,10 @@ def terms(result: Result) -> dict[str, str]:
 
 def _prompts(recipe: Recipe) -> str:
     return "prompt" if recipe.effective_batch_size == 1 else "prompts"
+
+
+def _held_out(recipe: Recipe) -> str:
+    return "prompts" if recipe.split == "evaluation" else f"{recipe.split} prompts"
 
 
 def _length(recipe: Recipe) -> str:
