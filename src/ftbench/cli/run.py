@@ -50,7 +50,7 @@ def command(
 
     registry = registry_with_warnings()
     always = [BASELINE] if BASELINE in registry.algorithms else []
-    recipes = read_recipes([*always, *algorithms], recipe_name, settings, changes, out, registry)
+    recipes = read_recipes(algorithms, recipe_name, settings, changes, out, registry, always)
     recipes += _more_seeds(recipes, seeds, registry)
     tuner = _tuner(recipes, registry, out, fresh) if tune else None
     return _report(_run_all(recipes, Runner.begin(recipes[0], registry, out, fresh=fresh), tuner))

@@ -102,6 +102,8 @@ def tune(recipe: Recipe, attempt: Callable[[Recipe], Run], say: Callable[[str], 
         return None
     tuning = search.outcome(chosen)
     say(f"learning rate {chosen:g} chosen; tuning took {tuning.tokens:,} tokens and {tuning.seconds:,.0f} s")
+    if not any(trial.score for trial in search.trials):
+        say("warning: at no rate was a single reply of use; the judge's mean score chose")
     if chosen in (rates[0], rates[-1]):
         which, other = ("lowest", "lower") if chosen == rates[0] else ("highest", "higher")
         say(f"warning: the best rate is the {which} tried, and a {other} one may be better: set it, and tune around it")

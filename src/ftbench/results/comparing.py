@@ -30,10 +30,15 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _newest(runs: Sequence[Run]) -> list[Run]:
-    done = {(run.result.recipe_digest, *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
-    recipes = {run.result.recipe_digest for run in done.values()}
-    ended = {run.result.recipe_digest: run for run in runs if run.result.recipe_digest not in recipes}
+    done = {(*_identity(run), *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
+    recipes = {_identity(run) for run in done.values()}
+    ended = {_identity(run): run for run in runs if _identity(run) not in recipes}
     return [*done.values(), *ended.values()]
+
+
+def _identity(run: Run) -> tuple[str, bool]:
+    """Name a recipe, and whether its rate was sought: it may be the one that the algorithm has anyway."""
+    return run.result.recipe_digest, run.result.tuning is not None
 
 
 def _unknown(result: Result) -> set[str]:
