@@ -1,14 +1,15 @@
 """Whether a run that is there already would come out the same today."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ftbench.data.task import build_task
 from ftbench.execution.environment import changed_versions
 from ftbench.models.resolve import resolve_model
-from ftbench.recipe import DEFAULT_MODEL, Recipe
+from ftbench.recipe import BASELINE, DEFAULT_MODEL, Recipe
 from ftbench.results.result import Result
-from ftbench.results.store import read_run
+from ftbench.results.store import Run, read_run
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,42 @@ def still_holds(result: Result, inputs: Inputs) -> bool:
         and result.environment is not None
         and not changed_versions(result.environment.versions, result.plugin)
     )
+
+
+def find_baseline(run: Run, beside: Sequence[Run], inputs: Inputs) -> Run | None:
+    """Return the untouched model's run to count a run's forgetting from, when it is done again.
+
+    Args:
+        run: to be done again.
+        beside: the runs of its folder, oldest first.
+        inputs: of today.
+
+    Returns:
+        The one that it used, else the newest that was asked the same; None where none holds today.
+    """
+    asked = _asked_of_base(run.result.recipe)
+    used = run.result.baseline
+    fitting = [
+        other
+        for other in beside
+        if other.result.status == "ok"
+        and other.result.recipe.algorithm == BASELINE
+        and _asked_of_base(other.result.recipe) == asked
+        and still_holds(other.result, inputs)
+    ]
+    same = [other for other in fitting if used and other.result.started == used.started]
+    candidates = same or fitting
+    return candidates[-1] if candidates else None
+
+
+def base_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of the untouched model's run beside a recipe's."""
+    return recipe.change(algorithm=BASELINE, options={}, start=None)
+
+
+def _asked_of_base(recipe: Recipe) -> Recipe:
+    """Leave out what changes nothing in what the untouched model says."""
+    return base_recipe(recipe).change(name="", seed=0, memory_budget=None, time_limit=None)
 
 
 def same_start(result: Result) -> bool:
