@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -26,11 +25,12 @@ from ftbench.execution.tuning import RUNGS, Score, check_tunable, grid, tune
 from ftbench.files import write_jsonl
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
-from ftbench.results.result import Status, Tuning
+from ftbench.results.result import Result, Status, Tuning
 from ftbench.results.rows import build_groups
+from ftbench.results.show import describe_run
 from ftbench.results.store import MODEL, REPLIES, Run, read_runs, run_name
 from ftbench.results.table import render
-from made_results import make_run
+from made_results import DATA, HARDWARE, make_run
 from one_line import one_line
 from strangers import command_line, environment, ftbench, install
 
@@ -51,16 +51,9 @@ class Notes(ftbench.Algorithm):
         super().train(training)
 
 
-class Bursts(ftbench.Algorithm):
-    """Goes to infinity at any rate."""
-    name = "bursts"
-    def loss(self, logprobs):
-        return logprobs.nll() * float("nan")
-
-
 @ftbench.hookimpl
 def ftbench_algorithms():
-    return [Notes, Bursts]
+    return [Notes]
 '''
 
 
@@ -303,6 +296,38 @@ def test_all_seeds_and_budgets_take_the_rate_that_the_first_seed_found_with_most
     assert Tuner.begin([], registry, tmp_path, fresh=False) is None
 
 
+def test_a_run_is_not_there_for_one_that_was_tuned_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftbench.execution.reuse.changed_versions", lambda *_: [])
+    found, _, _ = tuned(tmp_path, by_distance(1e-3))
+    assert found is not None
+    others = found.model_copy(update={"trials": found.trials[1:]})
+    options = {"learning_rate": 1e-3}
+    plain = make_run("lora", options=options)
+    sought = make_run("lora", options=options, facts={"tuning": found})
+    runner = Runner(load_plugins(), tmp_path, Inputs(DATA.digest, None), (plain, sought))
+    recipe = plain.result.recipe
+    assert runner.find(recipe) is plain
+    assert runner.find(recipe, found) is sought
+    assert runner.find(recipe, others) is None
+
+
+def test_a_trial_that_burst_is_there_and_one_that_failed_otherwise_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftbench.execution.reuse.changed_versions", lambda *_: [])
+    known = {"data": DATA, "environment": HARDWARE}
+
+    def there(status: Status, phase: str) -> Run | None:
+        run = make_run("lora", status=status, reason="so it is", phase=phase, facts=known)
+        runner = Runner(load_plugins(), tmp_path, Inputs(DATA.digest, None), (run,))
+        assert runner.find(run.result.recipe) is None
+        return runner.find_trial(run.result.recipe)
+
+    assert there("failed", "train")
+    assert there("failed", "save") is None
+    assert there("out-of-memory", "train") is None
+
+
 # What cannot be
 
 
@@ -367,6 +392,18 @@ def test_a_rate_that_was_sought_and_is_the_default_is_a_row_of_its_own() -> None
     assert {row["learning_rate"] for row in rows} == {1e-3}
 
 
+def test_show_has_every_trial(tmp_path: Path) -> None:
+    found, _, _ = tuned(tmp_path, by_distance(3e-3))
+    assert found is not None
+    run = make_run("lora", facts={"tuning": found})
+    text = describe_run(run, 0)
+    assert "sought with seed 3 on 8 validation prompts" in text
+    assert "4,750 tokens, 20 s" in text
+    for trial in found.trials:
+        assert trial.run in text
+    assert Result.model_validate_json(run.result.model_dump_json()) == run.result
+
+
 # From end to end
 
 
@@ -378,8 +415,6 @@ class Finished:
     interrupted: int
     second: subprocess.CompletedProcess[str]
     third: subprocess.CompletedProcess[str]
-    burst: subprocess.CompletedProcess[str]
-    again: subprocess.CompletedProcess[str]
 
     def trials(self) -> list[Run]:
         return read_runs(self.out / "tuning")[0]
@@ -393,8 +428,7 @@ def finished(tiny_llama: Path, pairs_file: Path, tmp_path_factory: pytest.TempPa
     place = tmp_path_factory.mktemp("tuned")
     plugins = install(tmp_path_factory.mktemp("site"), "ftbench-notes", NOTES)
     task = ["--model", str(tiny_llama), "--data", str(pairs_file), "--topic", "boats", "--tokens", "800"]
-    common = ["run", *task, "--set", "max_new_tokens=8", "--tune"]
-    call = [*common, "--algo", "notes", "--seeds", "2"]
+    call = ["run", *task, "--set", "max_new_tokens=8", "--tune", "--algo", "notes", "--seeds", "2"]
     with subprocess.Popen(
         command_line(*call), cwd=place, env=environment(plugins), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as first:
@@ -402,12 +436,10 @@ def finished(tiny_llama: Path, pairs_file: Path, tmp_path_factory: pytest.TempPa
         while len(list(trials.glob("notes-*/result.json"))) < 2 and time.monotonic() < until:
             assert first.poll() is None, "it ended before it could be interrupted"
             time.sleep(0.05)
-        first.send_signal(signal.SIGINT)
+        first.terminate()  # as Ctrl-C, which a shell that put the tests into the background would have switched off
     interrupted = len(list(trials.glob("notes-*/result.json")))
     second, third = (ftbench(*call, plugins=plugins, cwd=place) for _ in range(2))
-    bursting = [*common, "--algo", "bursts", "--out", "burst"]
-    burst, again = (ftbench(*bursting, plugins=plugins, cwd=place) for _ in range(2))
-    return Finished(place / "runs", interrupted, second, third, burst, again)
+    return Finished(place / "runs", interrupted, second, third)
 
 
 def test_an_interrupted_tuning_goes_on_where_it_was(finished: Finished) -> None:
@@ -468,13 +500,3 @@ def test_trials_leave_no_models_and_stand_in_no_table_of_runs(finished: Finished
     assert not list((finished.out / "tuning").glob(f"*/{MODEL}"))
     assert {run.result.recipe.algorithm for run in read_runs(finished.out)[0]} == {"base", "notes"}
     assert len(read_runs(finished.out)[0]) == 3
-
-
-def test_what_burst_is_not_tried_again_and_the_run_itself_says_why(finished: Finished) -> None:
-    for done in (finished.burst, finished.again):
-        assert done.returncode == 1
-        assert done.stderr.count("tuning: rate") == 5
-        assert "bursts, tuning: not tuned: no trial came to its end" in done.stderr
-        assert "bursts: failed: " in done.stderr
-    assert "bursts, tuning: train (" in finished.burst.stderr
-    assert "bursts, tuning: train (" not in finished.again.stderr

@@ -80,7 +80,7 @@ def _run_all(recipes: list["Recipe"], runner: "Runner", tuner: "Tuner | None") -
     for asked in recipes:
         recipe, tuning = tuner.tuned(asked) if tuner else (asked, None)
         name = _name(recipe)
-        run = runner.find(recipe, tuned=tuning is not None)
+        run = runner.find(recipe, tuning)
         if run is not None:
             click.echo(f"{name}: already there: {run.folder} (--fresh runs it again)", err=True)
         else:

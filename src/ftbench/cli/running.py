@@ -42,13 +42,13 @@ class Runner:
         warn(warnings)
         return cls(registry, out, inputs, tuple(found))
 
-    def find(self, recipe: "Recipe", *, tuned: bool = False) -> "Run | None":
+    def find(self, recipe: "Recipe", tuning: "Tuning | None" = None) -> "Run | None":
         """Return the newest run of a recipe that ended well, if today's would come out the same.
 
-        The rate that was chosen may be the one that an algorithm has anyway: what is `tuned` has cost more all the
-        same, and is a run of its own.
+        The rate that was sought may be the one that an algorithm has anyway: that it was sought has cost something all
+        the same, and is said by a run of its own.
         """
-        return self._newest(recipe, lambda result: result.status == "ok" and (result.tuning is not None) == tuned)
+        return self._newest(recipe, lambda result: result.status == "ok" and _tried(result.tuning) == _tried(tuning))
 
     def find_trial(self, recipe: "Recipe") -> "Run | None":
         """Return the newest run of a trial; one whose loss became infinite would do so again."""
@@ -70,6 +70,10 @@ class Runner:
 
         with RunProgress(name) as progress:
             return launch(recipe, self.registry, self.out, baseline, progress, tuning)
+
+
+def _tried(tuning: "Tuning | None") -> list[tuple[float, int]]:
+    return [] if tuning is None else [(trial.learning_rate, trial.tokens) for trial in tuning.trials]
 
 
 def _diverged(result: "Result") -> bool:
