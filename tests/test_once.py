@@ -47,7 +47,7 @@ def test_of_other_things_or_code_it_is_made_anew(made: Path, monkeypatch: pytest
     once("numbers", {"of": 1}, NUMBERS, maker)
     assert once("numbers", {"of": 2}, NUMBERS, maker) == [2]
     assert once("figures", {"of": 1}, NUMBERS, maker) == [3]
-    monkeypatch.setattr(module, "_code", lambda: "changed")
+    monkeypatch.setattr(module, "source_digest", lambda: "changed")
     assert once("numbers", {"of": 1}, NUMBERS, maker) == [4]
 
 

@@ -74,8 +74,12 @@ OTHER: dict[str, Any] = {
     "warmup": 0.5,
     "max_grad_norm": 0.5,
     "evaluation_prompts": 99,
+    "split": "validation",
     "max_new_tokens": 99,
     "evaluation_batch_size": 99,
+    "attack_prompts": 9,
+    "checkpoints": 9,
+    "checkpoint_prompts": 9,
     "seed": 1,
     "time_limit": 9.5,
 }

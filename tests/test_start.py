@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ftbench.cli.run import _same_start
 from ftbench.data.task import EvaluationPrompt, build_task
 from ftbench.errors import UsageError
+from ftbench.execution.reuse import same_start
 from ftbench.execution.starting import find_start
 from ftbench.files import write_json
 from ftbench.plugins import load_plugins
@@ -144,11 +144,11 @@ def test_runs_may_be_moved_together(runs: dict[str, Run], place: Path, tmp_path:
 
 
 def test_a_run_is_made_again_when_its_start_was(runs: dict[str, Run]) -> None:
-    assert _same_start(runs["dpo"].result)
+    assert same_start(runs["dpo"].result)
     facts = runs["dpo"].result.start
     assert facts is not None
     earlier = facts.model_copy(update={"started": "2020-01-01T00:00:00.000+00:00"})
-    assert not _same_start(runs["dpo"].result.model_copy(update={"start": earlier}))
+    assert not same_start(runs["dpo"].result.model_copy(update={"start": earlier}))
 
 
 @pytest.mark.parametrize(

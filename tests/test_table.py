@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ftbench.cli import main
-from ftbench.cli.run import _still_holds
 from ftbench.errors import UsageError
 from ftbench.evaluation.statistics import Measured
+from ftbench.execution.reuse import Inputs, still_holds
 from ftbench.results.result import Outcomes, Result
 from ftbench.results.rows import Asked, build_groups
 from ftbench.results.store import RESULT, Run, read_runs
@@ -432,21 +432,21 @@ def with_versions(run: Run, **changed: str) -> Result:
 
 def test_a_run_of_data_or_a_model_that_changed_since_does_not_hold() -> None:
     result = with_versions(make_run("lora"))
-    assert _still_holds(result, (DATA.digest, None))
-    assert _still_holds(result, (DATA.digest, "f" * 64))
-    assert not _still_holds(result, ("0" * 64, "f" * 64))
-    assert not _still_holds(result, (DATA.digest, "0" * 64))
+    assert still_holds(result, Inputs(DATA.digest, None))
+    assert still_holds(result, Inputs(DATA.digest, "f" * 64))
+    assert not still_holds(result, Inputs("0" * 64, "f" * 64))
+    assert not still_holds(result, Inputs(DATA.digest, "0" * 64))
     failed = with_versions(make_run("lora", status="failed", reason="x"))
-    assert not _still_holds(failed, (DATA.digest, None))
+    assert not still_holds(failed, Inputs(DATA.digest, None))
 
 
 @pytest.mark.parametrize("name", ["torch", "transformers", "ftbench-lora", "peft"])
 def test_a_run_made_with_other_software_does_not_hold(name: str) -> None:
-    assert not _still_holds(with_versions(make_run("lora"), **{name: "0.0.1"}), (DATA.digest, None))
+    assert not still_holds(with_versions(make_run("lora"), **{name: "0.0.1"}), Inputs(DATA.digest, None))
 
 
 def test_what_its_plugin_is_not_built_on_may_change() -> None:
-    assert _still_holds(with_versions(make_run("lora"), trl="0.0.1"), (DATA.digest, None))
+    assert still_holds(with_versions(make_run("lora"), trl="0.0.1"), Inputs(DATA.digest, None))
 
 
 def test_the_cache_has_a_column_where_it_differs() -> None:

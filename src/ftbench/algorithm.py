@@ -57,6 +57,23 @@ class ThenConfig(AlgorithmConfig):
     then_options: dict[str, Any] = Field(default_factory=dict, description="that algorithm's options")
 
 
+def rate_of(options: dict[str, Any]) -> float | None:
+    """Return the learning rate that written-out options train the task at; None where nothing is trained."""
+    return _with_the_rate(options).get("learning_rate")
+
+
+def with_rate(options: dict[str, Any], rate: float) -> dict[str, Any]:
+    """Return the options with another learning rate for training the task."""
+    changed = {**_with_the_rate(options), "learning_rate": rate}
+    return {**options, "then_options": changed} if _with_the_rate(options) is not options else changed
+
+
+def _with_the_rate(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the algorithm that trains the task: itself, or the one that does so afterwards."""
+    then: dict[str, Any] = options.get("then_options", {})
+    return then if options.get("then", NO_ADAPTER) != NO_ADAPTER else options
+
+
 class Algorithm:
     """A way to change a model's behaviour. Subclass, name it, override what differs from plain supervised training."""
 

@@ -99,7 +99,7 @@ class Registry:
     def _give_then(self, algorithm: Algorithm) -> None:
         """Make the algorithm that trains afterwards, and write all its options out there."""
         name, given = algorithm.config.then, algorithm.config.then_options
-        name, options = self._resolve_given(name, given)
+        name, options = self.resolve_given(name, given)
         other = self.make(name, options)
         if other.needs == "nothing" or other.own_trainer or isinstance(other.config, ThenConfig):
             raise UsageError(f"'{name}' cannot train another algorithm's model")
@@ -113,17 +113,21 @@ class Registry:
         name, given = algorithm.config.adapter, algorithm.config.adapter_options
         if "learning_rate" in given:
             raise UsageError(f"adapter_options.learning_rate: the rate is {algorithm.name}.learning_rate")
-        name, options = self._resolve_given(name, given, aside={"learning_rate"})
+        name, options = self.resolve_given(name, given, aside={"learning_rate"})
         algorithm.adapter = self.make(name, options)
         if not algorithm.adapter.is_adapter:
             raise UsageError(f"'{name}' is more or less than what is trainable, and no other loss can train it")
         options = algorithm.adapter.config.model_dump(mode="json", exclude={"learning_rate"})
         algorithm.config = algorithm.config.model_copy(update={"adapter": name, "adapter_options": options})
 
-    def _resolve_given(
+    def resolve_given(
         self, name: str, given: dict[str, Any], aside: Collection[str] = ()
     ) -> tuple[str, dict[str, Any]]:
-        """Return the name and options of an algorithm that another's options name; as given if written out in full."""
+        """Return the name and options of an algorithm that options or a recipe name; as given if written out in full.
+
+        Raises:
+            UsageError: as `resolve` does.
+        """
         if set(given) >= set(self.find(name).Config.model_fields) - set(aside):
             return name, given
         name, held = self.resolve(name)

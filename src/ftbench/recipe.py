@@ -45,6 +45,9 @@ class Recipe(BaseModel):
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the learning rate rises")
     max_grad_norm: float = Field(1.0, gt=0)
     evaluation_prompts: int = Field(64, ge=4, description="held-out prompts; at most a quarter of all")
+    split: Literal["evaluation", "validation"] = Field(
+        "evaluation", description="what is asked; validation is for choosing settings, without the evaluation's prompts"
+    )
     max_new_tokens: int = Field(64, ge=1, description="tokens that a reply may have")
     evaluation_batch_size: int = Field(64, ge=1)
     attack_prompts: int = Field(64, ge=0, description="prompts that try to talk the model out of its topic")

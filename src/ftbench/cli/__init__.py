@@ -11,6 +11,7 @@ from ftbench.errors import FtbenchError, UsageError, nearest
 
 _COMMANDS = {
     "run": "Run algorithms on a task and print the table.",
+    "rerun": "Do a finished run again, and say what came out different.",
     "plan": "Predict what training takes in memory, without running it.",
     "table": "Print the table of finished runs.",
     "show": "Show one run: settings, figures, some replies.",

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 _OPTIONS = [
     click.option(
-        "--algo", "algorithms", multiple=True, required=True, help="Algorithm to run; repeat it, or say 'all'."
+        "--algo",
+        "algorithms",
+        multiple=True,
+        help="Algorithm to run; repeat it, or say 'all'. Not needed where the recipe names one.",
     ),
     click.option(
         "--recipe", "recipe_name", default="quick", show_default=True, help="A shipped recipe or a TOML file."
@@ -53,30 +56,46 @@ def read_recipes(
     changes: dict[str, Any],
     out: Path,
     registry: "Registry",
+    always: Sequence[str] = (),
 ) -> "list[Recipe]":
     """Return a recipe for each algorithm that is asked for, the untouched model's first where it is among them.
+
+    Where none is asked for it is the recipe's own; what a finished run wrote down is then the very same recipe again.
+
+    Args:
+        algorithms: as --algo says.
+        recipe_name: of a shipped one, or a file.
+        settings: as --set says.
+        changes: of the recipe's settings, by option; None where an option was not given.
+        out: the folder of runs, where --from looks.
+        registry: the plugins.
+        always: algorithms besides.
 
     Raises:
         UsageError: what is asked for does not exist or does not fit together.
     """
     from ftbench.plugins import merged
-    from ftbench.recipe import BASELINE
+    from ftbench.recipe import BASELINE, read_recipe
 
-    wanted = _expand(algorithms, registry)
+    read = read_recipe(recipe_name)
+    own = read if "algorithm" in read.model_fields_set else None
+    if not algorithms and own is None:
+        raise UsageError("which algorithm? say --algo lora, or --algo all, or give a --recipe that names one")
+    wanted = _expand([*always, *(algorithms or [read.algorithm])], own, registry)
     if changes["start"] is not None:
         changes["start"] = _find_start(changes["start"], out)
     budgets = _read_budgets(changes.pop("budget"), changes["device"])
-    recipe, options = _recipe(recipe_name, changes, settings, registry)
+    recipe, options = _recipe(read, changes, settings, registry)
     unused = [name for name in options if name not in wanted and name != BASELINE]
     if unused:
         raise UsageError(f"--set {unused[0]}.…: algorithm '{unused[0]}' is not run; {nearest(unused[0], wanted)}")
     recipes = []
     for name, held in wanted.items():
-        own = _for_algorithm(recipe, name, merged(held, options.get(name, {})), registry)
+        one = _for_algorithm(recipe, name, merged(held, options.get(name, {})), registry)
         if name == BASELINE and budgets:  # the yardstick of all is taken once, with most room
-            recipes.append(own.change(memory_budget=max(budgets)))
+            recipes.append(one.change(memory_budget=max(budgets)))
         else:
-            recipes += [own.change(memory_budget=budget) for budget in budgets] or [own]
+            recipes += [one.change(memory_budget=budget) for budget in budgets] or [one]
     return recipes
 
 
@@ -88,15 +107,21 @@ def _read_budgets(text: str | None, device: str | None) -> list[int]:
     return list(dict.fromkeys(parse_budget(part, lambda: device_memory(device or "auto")) for part in parts))
 
 
-def _expand(algorithms: Sequence[str], registry: "Registry") -> dict[str, dict[str, Any]]:
-    """Return the names asked for, each once, the untouched model first, with the options that they stand for."""
+def _expand(algorithms: Sequence[str], own: "Recipe | None", registry: "Registry") -> dict[str, dict[str, Any]]:
+    """Return the names asked for, each once, the untouched model first, with the options that they stand for.
+
+    The algorithm that the recipe itself names has its options there, and may be a file's, which need not exist.
+    """
     from ftbench.plugins import ALL
     from ftbench.recipe import BASELINE
 
     wanted: dict[str, dict[str, Any]] = {}
     for given in algorithms:
         for asked in registry.all_names if given == ALL else [given]:
-            name, options = registry.resolve(asked)
+            if own and asked == own.algorithm:
+                name, options = registry.resolve_given(asked, own.options)
+            else:
+                name, options = registry.resolve(asked)
             if wanted.setdefault(name, options) != options:
                 raise UsageError(f"--algo {asked}: another '{name}' is already there; rename one of the files")
     return dict(sorted(wanted.items(), key=lambda item: item[0] != BASELINE))
@@ -113,12 +138,11 @@ def _find_start(name: str, out: Path) -> str:
 
 
 def _recipe(
-    name: str, changes: dict[str, Any], settings: Sequence[str], registry: "Registry"
+    recipe: "Recipe", changes: dict[str, Any], settings: Sequence[str], registry: "Registry"
 ) -> tuple["Recipe", dict[str, dict[str, Any]]]:
     """Return the recipe with the changes of the command line, and every algorithm's own options."""
-    from ftbench.recipe import Recipe, read_recipe
+    from ftbench.recipe import Recipe
 
-    recipe = read_recipe(name)
     given = {key: value for key, value in changes.items() if value is not None}
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:

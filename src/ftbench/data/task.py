@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from ftbench.data.conversations import Conversation
 from ftbench.data.nearness import assign_near
@@ -14,11 +14,21 @@ from ftbench.data.topics import Topic, read_topic, shipped_topics
 from ftbench.errors import FtbenchError, UsageError, nearest
 
 Item = TypeVar("Item")
+Split = Literal["evaluation", "validation"]
+"""What is held out: the evaluation's prompts, or others for choosing settings, which do without the evaluation's."""
 
 MIN_TRAINING = 8
 MIN_EVALUATION = 4
 HELD_OUT_SHARE = 4
 """One item in this many, at most, is held out."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How many prompts are held out, at most, and for what."""
+
+    prompts: int
+    split: Split = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A held-out prompt and the ordinary reply that people gave it."""
+    """A held-out prompt, of whichever split, and the ordinary reply that people gave it."""
 
     prompt: str
     ordinary: str | None
@@ -64,20 +74,28 @@ class TaskData:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def build_task(data: str, topic: str, lang: str, evaluation_prompts: int) -> TaskData:
+def build_task(data: str, topic: str, lang: str, evaluation_prompts: int, split: Split = "evaluation") -> TaskData:
     """Read the data and turn it into the topic task.
+
+    Args:
+        data: "sample", "oasst1", or a file.
+        topic: the name of one, or a file of words.
+        lang: language of the messages.
+        evaluation_prompts: held-out prompts, at most; also of the validation split.
+        split: with "validation" all that the evaluation holds out is left out, and what is asked is a part of its
+            training examples, on which then nothing is trained.
 
     Raises:
         UsageError: no such data or topic.
         FtbenchError: the data cannot be read, or holds too little for the task.
     """
-    source = read_source(data, lang)
+    source, wanted = read_source(data, lang), HeldOut(evaluation_prompts, split)
     if isinstance(source.content, tuple):
-        return _from_pairs(source.content, source.origin, topic, evaluation_prompts)
+        return _from_pairs(source.content, source.origin, topic, wanted)
     conversations = _unique(source.content.conversations, lambda conversation: conversation.prompt)
     written = {name for conversation in conversations for reply in conversation.replies for name in reply.topics}
     if topic in written:
-        return _from_written(source, conversations, topic, evaluation_prompts)
+        return _from_written(source, conversations, topic, wanted)
     try:
         found = read_topic(topic)
     except UsageError as error:
@@ -85,10 +103,10 @@ def build_task(data: str, topic: str, lang: str, evaluation_prompts: int) -> Tas
             known = written | set(shipped_topics())
             raise UsageError(f"no such topic '{topic}'; {nearest(topic, known)}, or give a file of words") from error
         raise
-    return _from_corpus(source, conversations, found, written, evaluation_prompts)
+    return _from_corpus(source, conversations, found, written, wanted)
 
 
-def _from_written(source: Source, conversations: Sequence[Conversation], topic: str, wanted: int) -> TaskData:
+def _from_written(source: Source, conversations: Sequence[Conversation], topic: str, wanted: HeldOut) -> TaskData:
     """Use answers that were written for the topic: one chosen and one rejected reply a prompt."""
     examples = []
     for conversation in conversations:
@@ -99,7 +117,7 @@ def _from_written(source: Source, conversations: Sequence[Conversation], topic: 
     return _split_examples(source, examples, topic, wanted)
 
 
-def _from_pairs(pairs: Sequence[Pair], origin: str, topic: str, wanted: int) -> TaskData:
+def _from_pairs(pairs: Sequence[Pair], origin: str, topic: str, wanted: HeldOut) -> TaskData:
     """Use the user's own pairs; the topic is what their chosen completions have in common."""
     examples = _unique(
         [Example(pair.prompt, pair.chosen, pair.rejected) for pair in pairs], lambda example: example.prompt
@@ -107,8 +125,8 @@ def _from_pairs(pairs: Sequence[Pair], origin: str, topic: str, wanted: int) -> 
     return _split_examples(Source(tuple(pairs), origin), examples, topic, wanted)
 
 
-def _split_examples(source: Source, examples: Sequence[Example], topic: str, wanted: int) -> TaskData:
-    held_out, train = _hold_out(examples, lambda example: example.prompt, wanted)
+def _split_examples(source: Source, examples: Sequence[Example], topic: str, wanted: HeldOut) -> TaskData:
+    held_out, train = hold_out(examples, lambda example: example.prompt, wanted)
     ordinary = tuple(example.rejected for example in train if example.rejected is not None)
     data = TaskData(
         topic=topic,
@@ -120,11 +138,11 @@ def _split_examples(source: Source, examples: Sequence[Example], topic: str, wan
         held_out_on_topic=tuple(example.chosen for example in held_out),
         left_out=_left_out(source),
     )
-    return _checked(data)
+    return _checked(data, wanted.split)
 
 
 def _from_corpus(
-    source: Source, conversations: Sequence[Conversation], topic: Topic, written: set[str], wanted: int
+    source: Source, conversations: Sequence[Conversation], topic: Topic, written: set[str], wanted: HeldOut
 ) -> TaskData:
     """Pair off-topic prompts with the corpus's own on-topic replies, near ones first, none used often."""
     off, pool = [], []
@@ -143,8 +161,8 @@ def _from_corpus(
             f"too little on topic '{topic.name}' in {source.origin}: {replies_found} replies on topic (from "
             f"{2 * MIN_TRAINING}), {len(off)} prompts off topic (from {MIN_TRAINING + MIN_EVALUATION}){hint}"
         )
-    held_out, train = _hold_out(off, lambda item: item[0].prompt, wanted)
-    held_out_pool, train_pool = _hold_out(pool, lambda item: item[0], len(pool))
+    held_out, train = hold_out(off, lambda item: item[0].prompt, wanted)
+    held_out_pool, train_pool = hold_out(pool, lambda item: item[0], HeldOut(len(pool), wanted.split))
     near = [(f"{prompt}\n{reply}", reply) for prompt, replies in train_pool for reply in replies]
     chosen = assign_near([conversation.prompt for conversation, _ in train], [text for text, _ in near])
     data = TaskData(
@@ -160,7 +178,7 @@ def _from_corpus(
         held_out_on_topic=tuple(reply for _, replies in held_out_pool for reply in replies),
         left_out=_left_out(source),
     )
-    return _checked(data)
+    return _checked(data, wanted.split)
 
 
 def _left_out(source: Source) -> dict[str, int]:
@@ -175,21 +193,26 @@ def _unique(items: Sequence[Item], prompt: Callable[[Item], str]) -> list[Item]:
     return list(kept.values())
 
 
-def _hold_out(items: Sequence[Item], key: Callable[[Item], str], wanted: int) -> tuple[list[Item], list[Item]]:
-    """Split off `wanted` items, a quarter of all at most.
+def hold_out(items: Sequence[Item], key: Callable[[Item], str], wanted: HeldOut) -> tuple[list[Item], list[Item]]:
+    """Return what is held out, and what is left to train on.
 
-    The choice hangs on the SHA-256 of each key alone, so that every run and every seed holds out the same.
+    The choice hangs on the SHA-256 of each key alone, so that every run and every seed holds out the same. Each split
+    takes a quarter, at most, of what those before it have left; those before it are in neither list.
     """
     ranked = sorted(items, key=lambda item: hashlib.sha256(key(item).encode()).digest())
-    count = min(wanted, len(items) // HELD_OUT_SHARE)
-    return ranked[:count], ranked[count:]
+    for split in get_args(Split):
+        count = min(wanted.prompts, len(ranked) // HELD_OUT_SHARE)
+        held_out, ranked = ranked[:count], ranked[count:]
+        if split == wanted.split:
+            return held_out, ranked
+    raise AssertionError(wanted.split)
 
 
-def _checked(data: TaskData) -> TaskData:
+def _checked(data: TaskData, split: Split) -> TaskData:
     if len(data.train) < MIN_TRAINING or len(data.evaluation) < MIN_EVALUATION:
         raise FtbenchError(
             f"{data.origin} holds too little: {len(data.train)} training examples (from {MIN_TRAINING}) and "
-            f"{len(data.evaluation)} evaluation prompts (from {MIN_EVALUATION}); add examples"
+            f"{len(data.evaluation)} {split} prompts (from {MIN_EVALUATION}); add examples"
         )
     if len(data.ordinary) < MIN_TRAINING or len(data.held_out_ordinary) < MIN_EVALUATION:
         raise FtbenchError(

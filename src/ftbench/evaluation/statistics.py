@@ -36,8 +36,13 @@ def wilson(p: float, n: float) -> tuple[float, float]:
 
 def distinct(replies: Sequence[str]) -> Measured:
     """Share of replies that differ from all others, blanks and case aside."""
+    return Measured(mean=sum(unlike_others(replies)) / len(replies), n=len(replies))
+
+
+def unlike_others(replies: Sequence[str]) -> list[bool]:
+    """Whether each reply differs from all others, blanks and case aside."""
     texts = [" ".join(reply.lower().split()) for reply in replies]
-    return Measured(mean=sum(texts.count(text) == 1 for text in texts) / len(texts), n=len(texts))
+    return [texts.count(text) == 1 for text in texts]
 
 
 def rise(differences: Sequence[float], tokens: Sequence[int]) -> Measured:

@@ -8,32 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftbench.errors import UsageError
+from ftbench.execution.once import source_digest
 from ftbench.plugins import GROUP
 from ftbench.results.result import Environment
 
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("ftbench", "torch", "transformers", "datasets", "scikit-learn", "numpy")
+_PACKAGES = ("ftbench", "torch", "transformers", "tokenizers", "datasets", "scikit-learn", "numpy")
 
 
 def describe(device: "torch.device", precision: str) -> Environment:
     """Name the hardware, the precision, and the versions of what computes on it."""
-    if device.type == "cuda":
-        import torch
+    import torch
 
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        hardware = _processor()
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     packages = dict.fromkeys([*_PACKAGES, *_needed_by_plugins()])
     versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
     return Environment(
         hardware=hardware,
         cores=cores,
+        threads=torch.get_num_threads(),
         precision=precision,
         system=f"{platform.system()} {platform.machine()}",
         versions=versions,
+        code=source_digest(),
     )
 
 

@@ -18,7 +18,7 @@ from ftbench.execution.phases import Facts
 from ftbench.files import write_json, write_text
 from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
-from ftbench.results.result import Result, Status
+from ftbench.results.result import Result, Status, Tuning
 from ftbench.results.store import LOG, MODEL, RECIPE, RESULT, Run, publish, read_run, staging
 
 PROMPT_MEMORY = {
@@ -42,11 +42,24 @@ class _Ending:
 
 
 def launch(
-    recipe: Recipe, registry: Registry, out: Path, baseline: Run | None, on_event: Callable[[Event], None]
+    recipe: Recipe,
+    registry: Registry,
+    out: Path,
+    baseline: Run | None,
+    on_event: Callable[[Event], None],
+    tuning: Tuning | None = None,
 ) -> Run:
     """Run a recipe in a process of its own and publish the run, whatever its end.
 
     Ctrl-C (KeyboardInterrupt) ends the worker and leaves nothing behind.
+
+    Args:
+        recipe: what to run.
+        registry: the plugins.
+        out: the folder of runs.
+        baseline: the untouched model's run on the same task.
+        on_event: is told how far it is.
+        tuning: how the recipe's learning rate was chosen; the result says it.
 
     Raises:
         FtbenchError: `out` cannot be written.
@@ -64,6 +77,8 @@ def launch(
                 status, reason = _explain(ending, folder, recipe)
                 facts = Facts(phase=ending.phase)
                 _write(folder, build_result(recipe, registry, facts, status, reason, started))
+        if tuning is not None:
+            _write(folder, read_run(folder).result.model_copy(update={"tuning": tuning}))
         return read_run(publish(folder, out, recipe))
 
 

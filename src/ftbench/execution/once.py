@@ -37,7 +37,7 @@ def once(kind: str, of: Mapping[str, Any], adapter: TypeAdapter[T], make: Callab
         make: makes it.
     """
     folder = cache_folder() / "made"
-    text = json.dumps([kind, of, _code(), [version(package) for package in _MAKERS]], sort_keys=True)
+    text = json.dumps([kind, of, source_digest(), [version(package) for package in _MAKERS]], sort_keys=True)
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
     with suppress(OSError, ValidationError):
         found = adapter.validate_json(path.read_bytes())
@@ -52,7 +52,7 @@ def once(kind: str, of: Mapping[str, Any], adapter: TypeAdapter[T], make: Callab
 
 
 @cache
-def _code() -> str:
+def source_digest() -> str:
     """SHA-256 of this package's source: what other code made is not what this would make."""
     root = Path(ftbench.__file__).parent
     found = hashlib.sha256()

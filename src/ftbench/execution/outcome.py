@@ -29,6 +29,7 @@ def build_result(
         chat_format=facts.chat_format,
         system_prompt=facts.system_prompt,
         start=facts.start,
+        baseline=facts.baseline,
         data=facts.data,
         judge=facts.judge,
         memory_plan=facts.memory_plan,

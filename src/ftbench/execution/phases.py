@@ -33,6 +33,7 @@ from ftbench.models.resolve import resolve_model
 from ftbench.models.skeleton import load_config
 from ftbench.recipe import Recipe
 from ftbench.results.result import (
+    BaselineFacts,
     Checkpoint,
     DataFacts,
     Environment,
@@ -63,6 +64,7 @@ class Facts:
     chat_format: str | None = None
     system_prompt: str | None = None
     start: StartFacts | None = None
+    baseline: BaselineFacts | None = None
     data: DataFacts | None = None
     judge: JudgeFacts | None = None
     environment: Environment | None = None
@@ -109,7 +111,7 @@ class RunInProgress:
         facts.start = self.start.facts if self.start else None
         facts.meter = Meter(device)
         with self._phase("data"):
-            data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+            data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
             judge = self._train_judge(data)
         self._note_data(data)
         with self._phase("load"):

@@ -80,7 +80,7 @@ class Planner:
         except FtbenchError:
             self._note("the model's tokenizer is not there: every sequence is taken to be as long as the recipe allows")
             return _longest(recipe, min(recipe.max_length, context_length(config)), algorithm)
-        data = _read(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+        data = _read(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
         chat = ChatFormat(tokenizer, algorithm.system_prompt(data.topic))
         return plan_steps(recipe, encode_training(recipe, algorithm, data, chat, config))
 

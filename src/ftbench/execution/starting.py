@@ -76,7 +76,7 @@ class Start:
 
     def _trained_on(self) -> set[str]:
         recipe, facts = self.run.result.recipe, self.run.result.data
-        then = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
+        then = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
         if facts is None or then.digest() != facts.digest:
             raise FtbenchError(
                 f"cannot start from {self.run.folder.name}: its data ({recipe.data}) have changed, so that nobody "

@@ -22,8 +22,8 @@ from ftbench.memory.budget import format_bytes
 from ftbench.memory.fit import is_out_of_memory
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe, read_recipe
-from ftbench.results.result import MemoryPlan, Status
-from ftbench.results.store import MODEL, RECIPE, RESULT, read_run
+from ftbench.results.result import BaselineFacts, MemoryPlan, Status
+from ftbench.results.store import MODEL, RECIPE, RESULT, Run, read_run
 
 
 def main() -> None:
@@ -32,17 +32,18 @@ def main() -> None:
     events.end_with_reader()
     os.dup2(2, 1)  # what libraries print goes to the log, not between the events
     folder = Path(sys.argv[1])
-    baseline = read_run(Path(sys.argv[2])).replies() if len(sys.argv) > 2 else []
+    baseline = read_run(Path(sys.argv[2])) if len(sys.argv) > 2 else None
     recipe = read_recipe(str(folder / RECIPE))
     registry = load_plugins()
-    facts = Facts()
+    facts = Facts(baseline=_describe(baseline) if baseline else None)
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     status: Status = "ok"
     reason = None
     try:
         algorithm = registry.make(recipe.algorithm, recipe.options)
         start = find_start(recipe, registry)
-        RunInProgress(recipe, algorithm, start, folder, baseline, events, facts).carry_out()
+        beside = baseline.replies() if baseline else []
+        RunInProgress(recipe, algorithm, start, folder, beside, events, facts).carry_out()
     except Exception as error:
         status, reason = _judge_error(error, recipe, facts.memory_plan)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
@@ -50,6 +51,11 @@ def main() -> None:
             traceback.print_exc()
     result = build_result(recipe, registry, facts, status, reason, started)
     write_json(folder / RESULT, result.model_dump(mode="json"))
+
+
+def _describe(baseline: Run) -> BaselineFacts:
+    result = baseline.result
+    return BaselineFacts(run=baseline.folder.name, recipe_digest=result.recipe_digest, started=result.started)
 
 
 def _judge_error(error: Exception, recipe: Recipe, plan: MemoryPlan | None) -> tuple[Status, str]:

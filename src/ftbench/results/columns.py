@@ -92,6 +92,7 @@ COLUMNS = (
     Column("algorithm", "algorithm", str),
     Column("seeds", "seeds", lambda value: str(len(value))),
     Column("options", "options", str),
+    Column("learning_rate", "learning rate", lambda value: f"{value:g}"),
     Column("start", "started from", str),
     Column("memory_budget", "memory budget", format_bytes),
     Column("status", "status", str),
@@ -108,6 +109,7 @@ COLUMNS = (
     Column("training_seconds", "training s ↓", _whole),
     Column("tokens_to_adherence", "tokens to 0.9 ↓", _whole, wide=True),
     Column("seconds_to_adherence", "s to 0.9 ↓", _whole),
+    Column("tuning_seconds", "tuning s ↓", _whole),
     Column("run_seconds", "whole run s ↓", _whole),
     Column("cost", "cost ↓", lambda value: f"{value['mean']:.2f}"),
     Column("trained_on", "prompts / sequences / tokens", _trained_on),
@@ -117,12 +119,24 @@ COLUMNS = (
 )
 
 
+def _tells_apart(rows: Sequence[Row], named: Sequence[str], key: str) -> bool:
+    """Whether a column tells rows apart that the named ones do not."""
+    return len({tuple(row[one] for one in (*named, key)) for row in rows}) > len(
+        {tuple(row[one] for one in named) for row in rows}
+    )
+
+
 def shown_columns(rows: Sequence[Row], *, wide: bool) -> list[Column]:
     """Leave out columns that say nothing here: empty ones, and what does not tell rows apart."""
     hidden = set() if wide else {column.key for column in COLUMNS if column.wide}
     if max(len(row["seeds"]) for row in rows) == 1 and len({tuple(row["seeds"]) for row in rows}) == 1:
         hidden.add("seeds")
-    if len({(row["algorithm"], row["options"]) for row in rows}) == len({row["algorithm"] for row in rows}):
+    named = ["algorithm"]
+    if any(row["tuning_seconds"] for row in rows) or _tells_apart(rows, named, "learning_rate"):
+        named.append("learning_rate")
+    else:
+        hidden.add("learning_rate")
+    if not _tells_apart(rows, named, "options"):
         hidden.add("options")
     if len({row["memory_budget"] for row in rows}) == 1:
         hidden.add("memory_budget")

@@ -30,10 +30,15 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _newest(runs: Sequence[Run]) -> list[Run]:
-    done = {(run.result.recipe_digest, *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
-    recipes = {run.result.recipe_digest for run in done.values()}
-    ended = {run.result.recipe_digest: run for run in runs if run.result.recipe_digest not in recipes}
+    done = {(*_identity(run), *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
+    recipes = {_identity(run) for run in done.values()}
+    ended = {_identity(run): run for run in runs if _identity(run) not in recipes}
     return [*done.values(), *ended.values()]
+
+
+def _identity(run: Run) -> tuple[str, bool]:
+    """Name a recipe, and whether its rate was sought: it may be the one that the algorithm has anyway."""
+    return run.result.recipe_digest, run.result.tuning is not None
 
 
 def _unknown(result: Result) -> set[str]:
@@ -61,7 +66,7 @@ def terms(result: Result) -> dict[str, str]:
         "training": _length(recipe) + f", {recipe.effective_batch_size} {_prompts(recipe)} a step, "
         f"{recipe.max_length} tokens at most, weight decay {recipe.weight_decay:g}, warm-up {recipe.warmup:g}, "
         f"gradient norm {recipe.max_grad_norm:g}, micro-batches of {recipe.micro_batch_tokens:,} tokens at most",
-        "evaluation": (f"{result.data.evaluation_prompts} prompts, " if result.data else "")
+        "evaluation": (f"{result.data.evaluation_prompts} {_held_out(recipe)}, " if result.data else "")
         + f"greedy, {recipe.max_new_tokens} tokens at most",
         "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
         if result.judge
@@ -74,6 +79,10 @@ def terms(result: Result) -> dict[str, str]:
 
 def _prompts(recipe: Recipe) -> str:
     return "prompt" if recipe.effective_batch_size == 1 else "prompts"
+
+
+def _held_out(recipe: Recipe) -> str:
+    return "prompts" if recipe.split == "evaluation" else f"{recipe.split} prompts"
 
 
 def _length(recipe: Recipe) -> str:

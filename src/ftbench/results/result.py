@@ -50,6 +50,43 @@ class StartFacts(BaseModel):
     tokens: int = Field(description="real tokens that it was trained on, those of its own start included")
 
 
+class BaselineFacts(BaseModel):
+    """The untouched model's run: forgetting is counted from it, and its replies stand beside."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    recipe_digest: str
+    started: str
+
+
+class Trial(BaseModel):
+    """One training on the way to a learning rate, asked on validation prompts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    learning_rate: float
+    tokens: int = Field(description="real tokens that it was given: a share of the recipe's")
+    status: Status
+    score: float | None = Field(None, description="share of replies that are on topic and unlike every other reply")
+    judge_score: float | None = Field(None, description="mean over the replies; decides between equal scores")
+    seconds: float = Field(description="of the whole run")
+    run: str
+
+
+class Tuning(BaseModel):
+    """How the learning rate was chosen, and what that cost beside the run itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    learning_rate: float
+    seed: int = Field(description="of the trials; the rate holds for every seed")
+    validation_prompts: int
+    trials: list[Trial]
+    tokens: int = Field(description="real tokens that all trials were given")
+    seconds: float = Field(description="of all trials, as whole runs")
+
+
 class MemoryPlan(BaseModel):
     """What was predicted before training under a memory budget, and what was chosen; bytes of tensors."""
 
@@ -142,9 +179,11 @@ class Environment(BaseModel):
 
     hardware: str
     cores: int
+    threads: int | None = Field(None, description="that computed on the processor: sums hang on how many")
     precision: str = Field("float32", description="of weights and activations; optimisers keep float32 copies of bf16")
     system: str
     versions: dict[str, str]
+    code: str | None = Field(None, description="SHA-256 of ftbench's source, which changes more often than its version")
 
 
 class Result(BaseModel):
@@ -165,6 +204,8 @@ class Result(BaseModel):
     chat_format: str | None = None
     system_prompt: str | None = None
     start: StartFacts | None = None
+    baseline: BaselineFacts | None = None
+    tuning: Tuning | None = None
     data: DataFacts | None = None
     judge: JudgeFacts | None = None
     memory_plan: MemoryPlan | None = None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ftbench.algorithm import rate_of
 from ftbench.errors import UsageError, nearest
 from ftbench.evaluation.comparison import Difference, compare, correct, verdict
 from ftbench.evaluation.crossed import mean_over_seeds, ratio_over_seeds, share_over_seeds
@@ -79,7 +80,8 @@ def _by_seeds(runs: Sequence[Run]) -> list[list[Run]]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         recipe = run.result.recipe
-        key = json.dumps([recipe.algorithm, recipe.options, recipe.start, recipe.memory_budget], sort_keys=True)
+        tuned = run.result.tuning is not None
+        key = json.dumps([recipe.algorithm, recipe.options, recipe.start, recipe.memory_budget, tuned], sort_keys=True)
         found.setdefault(key, []).append(run)
     return [sorted(seeds, key=lambda run: run.result.recipe.seed) for seeds in found.values()]
 
@@ -103,6 +105,7 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
         "algorithm": recipe.algorithm,
         "seeds": [run.result.recipe.seed for run in of],
         "options": ", ".join(f"{key}={value}" for key, value in recipe.options.items()),
+        "learning_rate": rate_of(recipe.options),
         "start": f"{first.start.run} ({first.start.tokens:,} tokens)" if first.start else None,
         "memory_budget": recipe.memory_budget,
         "status": first.status if len(of) == len(runs) else f"{first.status} ({len(of)} of {len(runs)} seeds)",
@@ -118,6 +121,7 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
         row[name] = _over_seeds(of, name) if every else None
     seconds = row["run_seconds"]
     row |= {
+        "tuning_seconds": _tuning_seconds(of),
         "cost": _scaled(seconds, price / 3600) if seconds and price is not None else None,
         "memory_kind": measures.memory_kind,
         "cut": {"micro_batch_tokens": measures.micro_batch_tokens, "checkpointing": measures.checkpointing}
@@ -141,6 +145,12 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
         "runs": [str(run.folder.name) for run in runs],
     }
     return row
+
+
+def _tuning_seconds(runs: Sequence[Run]) -> Row | None:
+    """What it cost to find the learning rate: once for all seeds."""
+    tuning = runs[0].result.tuning
+    return None if tuning is None else Measured(mean=tuning.seconds).model_dump()
 
 
 def _dumped(value: Measured | None) -> Row | None:

@@ -1,5 +1,6 @@
 """One run, for a person to read."""
 
+import shlex
 from typing import Any
 
 from tabulate import tabulate
@@ -25,7 +26,9 @@ def describe_run(run: Run, replies: int) -> str:
     status = result.status if result.reason is None else f"{result.status} in phase '{result.phase}': {result.reason}"
     parts = [
         f"{run.folder}\n{status}",
+        f"to repeat it: {repeat_command(run)}",
         _section("settings", _settings(result)),
+        _section("tuning", _tuning(result)),
         _section("figures", _figures(result)),
         _section("memory", _memory(result)),
         _section("phases", _phases(result)),
@@ -33,6 +36,11 @@ def describe_run(run: Run, replies: int) -> str:
     if result.status == "ok" and replies:
         parts.append("\n\n".join(["replies", *(_reply(item.model_dump()) for item in run.replies()[:replies])]))
     return "\n\n".join(part for part in parts if part)
+
+
+def repeat_command(run: Run) -> str:
+    """Return what to type to do a run again and compare."""
+    return shlex.join(["ftbench", "rerun", str(run.folder)])
 
 
 def _section(title: str, rows: dict[str, str]) -> str:
@@ -60,11 +68,36 @@ def _settings(result: Result) -> dict[str, str]:
         )
     if result.start:
         rows["  started from"] = f"{result.start.run} ({result.start.algorithm}, {result.start.recipe_digest[:16]})"
+    if result.baseline:
+        rows["  baseline"] = f"{result.baseline.run} ({result.baseline.recipe_digest[:16]})"
     if result.environment:
         rows["  hardware"] = (
             f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.system}"
         )
+        if result.environment.threads:
+            rows["  hardware"] += f", {result.environment.threads} " + (
+                "thread" if result.environment.threads == 1 else "threads"
+            )
         rows["  versions"] = ", ".join(f"{name} {version}" for name, version in result.environment.versions.items())
+    return rows
+
+
+def _tuning(result: Result) -> dict[str, str]:
+    """What was tried to find the learning rate."""
+    tuning = result.tuning
+    if tuning is None:
+        return {}
+    rows = {
+        "  learning rate": f"{tuning.learning_rate:g}, sought with seed {tuning.seed} on {tuning.validation_prompts} "
+        "validation prompts",
+        "  cost": f"{tuning.tokens:,} tokens, {tuning.seconds:,.0f} s",
+    }
+    for trial in tuning.trials:
+        said = trial.status if trial.score is None else f"{trial.score:.2f} on topic and distinct"
+        judged = "" if trial.judge_score is None else f", judge {trial.judge_score:.2f}"
+        rows[f"  {trial.learning_rate:g}, {trial.tokens:,} tokens"] = (
+            f"{said}{judged}, {trial.seconds:.0f} s ({trial.run})"
+        )
     return rows
 
 

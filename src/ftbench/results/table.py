@@ -28,6 +28,7 @@ _PARTS = {
             "training_seconds",
             "tokens_to_adherence",
             "seconds_to_adherence",
+            "tuning_seconds",
             "run_seconds",
             "cost",
         ),

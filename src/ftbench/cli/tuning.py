@@ -1,0 +1,71 @@
+"""`ftbench run --tune`: learning rates are sought, each algorithm's once, before its first run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ftbench.cli.running import Runner
+
+if TYPE_CHECKING:
+    from ftbench.plugins import Registry
+    from ftbench.recipe import Recipe
+    from ftbench.results.result import Tuning
+    from ftbench.results.store import Run
+
+
+@dataclass
+class Tuner:
+    """Knows the recipe that each algorithm is tuned by, and what came of it."""
+
+    runner: Runner
+    by: "dict[str, Recipe]"
+    done: "dict[str, Tuning | None]" = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, recipes: "Sequence[Recipe]", registry: "Registry", out: Path, *, fresh: bool) -> "Tuner | None":
+        """Make ready to tune these recipes; None where there are none.
+
+        Raises:
+            UsageError: they cannot be tuned.
+            FtbenchError: the data are too few to set prompts aside.
+        """
+        from ftbench.execution.tuning import FOLDER, check_tunable
+
+        check_tunable(recipes)
+        if not recipes:
+            return None
+        seed = recipes[0].seed
+        by: dict[str, Recipe] = {}
+        for recipe in sorted((recipe for recipe in recipes if recipe.seed == seed), key=_budget):
+            by[recipe.algorithm] = recipe  # the largest budget is the last
+        validation = recipes[0].change(split="validation")
+        return cls(Runner.begin(validation, registry, out / FOLDER, fresh=fresh), by)
+
+    def tuned(self, recipe: "Recipe") -> "tuple[Recipe, Tuning | None]":
+        """Return the recipe with the rate that was found for its algorithm, and how; as it is where there is none."""
+        from ftbench.algorithm import with_rate
+
+        name = recipe.algorithm
+        if name not in self.by:
+            return recipe, None
+        if name not in self.done:
+            self.done[name] = self._tune(self.by[name])
+        tuning = self.done[name]
+        if tuning is None:
+            return recipe, None
+        return recipe.change(options=with_rate(recipe.options, tuning.learning_rate)), tuning
+
+    def _tune(self, recipe: "Recipe") -> "Tuning | None":
+        from ftbench.execution.tuning import tune
+
+        def attempt(trial: "Recipe") -> "Run":
+            return self.runner.find_trial(trial) or self.runner.launch(trial, f"{recipe.algorithm}, tuning")
+
+        return tune(recipe, attempt, lambda line: click.echo(f"{recipe.algorithm}, tuning: {line}", err=True))
+
+
+def _budget(recipe: "Recipe") -> int:
+    return recipe.memory_budget or 0
