@@ -55,7 +55,7 @@ def _budgets_caption(lines: Sequence[Line]) -> str:
 
 def _loss_chart(series: str, mark: Mark, lines: Sequence[Line], traces: Sequence[Trace]) -> Chart:
     layout = {
-        "xaxis": axis("tokens", tickformat="~s", nticks=5, rangemode="tozero"),
+        "xaxis": axis("tokens", tickformat="~s", nticks=4, rangemode="tozero"),
         "yaxis": axis("loss", nticks=5),
         "hovermode": "closest",
     }
@@ -98,7 +98,9 @@ def thinned(curve: Sequence[Point], width: float) -> list[Point]:
     """Return the mean over each stretch of so much of the axis; with width 0 every point."""
     if not width:
         return list(curve)
-    return [_mean_point(list(held)) for _, held in groupby(curve, key=lambda point: int(point[0] / width))]
+    # A stretch holds its end, give or take rounding, so that the curve's last point is in the last full stretch.
+    stretches = groupby(curve, key=lambda point: math.ceil(point[0] / width - 1e-6))
+    return [_mean_point(list(held)) for _, held in stretches]
 
 
 def _mean_point(points: Sequence[Point]) -> Point:

@@ -61,9 +61,11 @@ def bytes_axis(title: str, sizes: Sequence[float], *, from_zero: bool = False, r
     """Return an axis for bytes, ticks at powers of two; logarithmic where sizes are far apart."""
     low, high = min(sizes), max(sizes) * room
     if from_zero or high < 4 * low:
-        step = 2.0 ** math.ceil(math.log2(max(high, 1) / 6))
+        step = 2.0 ** math.ceil(math.log2(max(high, 1) / 4))
         ticks = [step * count for count in range(int(high / step) + 1)]
-        return axis(title, range=[0, high * 1.04], tickvals=ticks, ticktext=[_tick(tick) for tick in ticks])
+        return axis(
+            title, range=[0, high * 1.04], tickvals=ticks, ticktext=[_tick(tick) for tick in ticks], tickangle=0
+        )
     first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
     ticks = [2.0**power for power in range(first, last + 1, max(1, (last - first) // 6))]
     span = [math.log10(low / 1.25), math.log10(high * 1.35)]

@@ -115,6 +115,14 @@
     return found;
   }
 
+  /** Whether the way from a mark to its label's place leads over another mark, unless that stands where it starts. */
+  function leads(mark, place, dot) {
+    return [0.3, 0.4, 0.5, 0.6, 0.7, 0.8].some((part) => {
+      const [x, y] = [mark.x + (place.x - mark.x) * part, mark.y + (place.y - mark.y) * part];
+      return overlap(box(x, y, 2, 2), dot) && !overlap(box(mark.x, mark.y, 2, 2), dot);
+    });
+  }
+
   function candidates(mark, width, height) {
     const found = [];
     for (const reach of [8, 20, 34, 50, 70]) {
@@ -143,7 +151,8 @@
         const inside = one.box.x0 >= 0 && one.box.x1 <= size.w + 8 && one.box.y0 >= -4 && one.box.y1 <= size.h;
         if (!inside || [...placed, ...dots].some((other) => overlap(one.box, other))) continue;
         const crossed = all.filter((other) => other.bars && overlap(one.box, other.bars)).length;
-        const cost = one.reach + 14 * crossed + 2 * lines.filter((line) => overlap(one.box, line)).length;
+        const through = dots.filter((dot, index) => all[index] !== mark && leads(mark, one, dot)).length;
+        const cost = one.reach + 40 * through + 14 * crossed + 2 * lines.filter((line) => overlap(one.box, line)).length;
         if (!best || cost < best.cost) best = { ...one, cost };
       }
       if (!best) continue; // the legend and the box beside the mark name it
@@ -213,10 +222,12 @@
   let onScreen = null;
   addEventListener("beforeprint", () => {
     onScreen = root.dataset.theme;
+    root.classList.add("printing");
     setTheme("light");
     drawNow();
   });
   addEventListener("afterprint", () => {
+    root.classList.remove("printing");
     setTheme(onScreen);
     drawNow();
   });
