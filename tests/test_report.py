@@ -459,6 +459,10 @@ addEventListener("error", (event) => { document.documentElement.dataset.failed =
   const wide = document.querySelector("th.wide");
   seen.wide = [getComputedStyle(wide).display]; document.querySelector(".widen").click();
   seen.wide.push(getComputedStyle(wide).display);
+  const width = () => document.getElementById("group-1-memory-0")._fullLayout.width;
+  seen.widths = [width()];
+  dispatchEvent(new Event("beforeprint")); await pause(200); seen.widths.push(width()); seen.paper = background();
+  dispatchEvent(new Event("afterprint")); await pause(200); seen.widths.push(width());
   seen.overflow = root.scrollWidth - root.clientWidth;
   root.dataset.seen = JSON.stringify(seen);
 })();
@@ -526,6 +530,8 @@ def test_browser_sorts_searches_and_toggles(rich: Page, tmp_path: Path) -> None:
     assert len(set(seen["themes"])) == 2
     assert seen["wide"] == ["none", "table-cell"]
     assert seen["overflow"] == 0
+    assert seen["widths"][1] <= 700 < seen["widths"][0] == seen["widths"][2]
+    assert seen["paper"] == "rgb(255, 255, 255)"
 
 
 def test_browser_takes_hostile_text_as_text(tmp_path: Path) -> None:

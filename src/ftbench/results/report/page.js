@@ -60,6 +60,7 @@
       visible: !(toggles && trace.meta?.series && hidden.has(`${group} ${trace.meta.series}`)),
     }));
     const layout = layoutOf(figure, style);
+    if (root.classList.contains("printing")) layout.width = plot.clientWidth; // by itself it would keep the screen's
     return Plotly.react(plot, traces, layout, config).then(() => label(plot));
   }
 
@@ -230,6 +231,7 @@
     root.classList.remove("printing");
     setTheme(onScreen);
     drawNow();
+    for (const id of Object.keys(data.charts)) Plotly.Plots.resize(byId(id));
   });
 
   // ---- tables -------------------------------------------------------------------------------------------------------
