@@ -30,6 +30,7 @@ finally:
         ["run", "--help"],
         ["algos"],
         ["table"],
+        ["report"],
         ["show", "lora"],
         ["plugins"],
         ["recipes"],
@@ -60,6 +61,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 WRONG_USAGE = [
     (["rnu"], "'run'"),
     (["table", "--format", "markdown"], "github"),
+    (["report", "nowhere"], "nowhere"),
     (["run"], "--algo"),
     (["run", "--alog", "lora"], "--algo"),
     (["run", "--algo", "lroa"], "'lora'"),
@@ -176,7 +178,7 @@ def test_plugins_json_names_what_each_brings(capsys: pytest.CaptureFixture[str])
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "--help")
     commands = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
-    assert {"run", "table", "show", "algos", "plugins"} <= set(commands)
+    assert {"run", "table", "report", "show", "algos", "plugins"} <= set(commands)
     for command in commands:
         code, text, _ = call(capsys, command, "--help")
         assert code == 0

@@ -14,6 +14,7 @@ _COMMANDS = {
     "rerun": "Do a finished run again, and say what came out different.",
     "plan": "Predict what training takes in memory, without running it.",
     "table": "Print the table of finished runs.",
+    "report": "Write one HTML file: table, charts, replies.",
     "show": "Show one run: settings, figures, some replies.",
     "algos": "List the algorithms, with what each needs.",
     "plugins": "List the installed plugins.",
@@ -58,6 +59,7 @@ def ftbench(debug: bool) -> None:
     ftbench run --algo lora     teach the default model one topic, offline, in minutes
     ftbench run --algo all      compare every algorithm on that task
     ftbench table               the figures of all finished runs
+    ftbench report              the same as one HTML file, with charts and replies
     """
 
 

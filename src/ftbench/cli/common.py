@@ -1,7 +1,7 @@
 """What several commands share."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from ftbench.plugins import Registry
+    from ftbench.results.store import Run
 
 out_option = click.option(
     "--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="Folder of the runs."
@@ -23,6 +24,25 @@ def registry_with_warnings() -> "Registry":
     registry = load_plugins()
     warn(registry.warnings)
     return registry
+
+
+def read_finished(folders: Sequence[Path]) -> "list[Run]":
+    """Read all runs below the folders, oldest first, and say in a line each which cannot be read.
+
+    Raises:
+        UsageError: there is no such folder, or no run in any.
+    """
+    from ftbench.errors import UsageError
+    from ftbench.results.store import read_runs
+
+    runs = []
+    for folder in folders:
+        found, warnings = read_runs(folder)
+        warn(warnings)
+        runs.extend(found)
+    if not runs:
+        raise UsageError(f"no finished runs in {', '.join(map(str, folders))}; make one with 'ftbench run'")
+    return sorted(runs, key=lambda run: run.result.started)
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ftbench.cli.common import out_option, warn
+from ftbench.cli.common import out_option, read_finished
 
 
 @click.command(name="table")
@@ -36,17 +36,8 @@ def command(
     Rows that cannot be compared (other model, data, task, training, evaluation, judge, budget or hardware) stand in
     tables of their own, with what sets them apart. The seeds of a recipe are one row.
     """
-    from ftbench.errors import UsageError
     from ftbench.results.rows import Asked, build_groups
-    from ftbench.results.store import read_runs
     from ftbench.results.table import render
 
-    runs = []
-    for folder in folders or (out,):
-        found, warnings = read_runs(folder)
-        warn(warnings)
-        runs.extend(found)
-    if not runs:
-        raise UsageError(f"no finished runs in {', '.join(map(str, folders or (out,)))}; make one with 'ftbench run'")
-    runs.sort(key=lambda run: run.result.started)
+    runs = read_finished(folders or (out,))
     click.echo(render(build_groups(runs, Asked(sort, against, price)), style, wide=wide))

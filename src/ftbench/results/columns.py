@@ -13,7 +13,8 @@ Row = dict[str, Any]
 class Column:
     """A column: its key in JSON and CSV, its heading, how a person reads its value, and whether more is better.
 
-    One that is `wide` is printed only where a wide table is asked for.
+    One that is `wide` is printed only where a wide table is asked for. `about` says what it is, in a sentence with the
+    unit.
     """
 
     key: str
@@ -21,6 +22,12 @@ class Column:
     show: Callable[[Any], str]
     more_is_better: bool = False
     wide: bool = False
+    about: str = ""
+
+    @property
+    def better(self) -> str:
+        """Which way is better, as the heading's arrow has it; empty where neither is."""
+        return "more" if "↑" in self.heading else "less" if "↓" in self.heading else ""
 
     def value(self, row: Row) -> Any:
         """Return what stands in it, None where nothing does."""
@@ -34,7 +41,8 @@ class OwnColumn(Column):
     @classmethod
     def of(cls, name: str) -> "OwnColumn":
         """Return the column of a figure."""
-        return cls(name, name.replace("_", " "), lambda value: f"{value['mean']:.4g}")
+        heading = name.replace("_", " ")
+        return cls(name, heading, lambda value: f"{value['mean']:.4g}", about="What the algorithm measured of itself.")
 
     def value(self, row: Row) -> Any:
         """Return what stands in it, None where nothing does."""
@@ -89,33 +97,146 @@ REFERENCE = "reference"
 """What is said of the row itself that others are held against."""
 
 COLUMNS = (
-    Column("algorithm", "algorithm", str),
-    Column("seeds", "seeds", lambda value: str(len(value))),
-    Column("options", "options", str),
-    Column("learning_rate", "learning rate", lambda value: f"{value:g}"),
-    Column("start", "started from", str),
-    Column("memory_budget", "memory budget", format_bytes),
-    Column("status", "status", str),
-    Column("adherence", "adherence ↑ [95 %]", _share, more_is_better=True),
-    Column("difference", "against another ↑ [95 %]", _difference, more_is_better=True),
-    Column("adherence_under_attack", "under attack ↑ [95 %]", _share, more_is_better=True),
-    Column("distinct", "distinct ↑", _mean_share, more_is_better=True),
-    Column("forgetting", "forgetting ↓ nats/token [95 %]", _change),
-    Column("reply_tokens", "tokens a reply", _whole, wide=True),
-    Column("peak_memory_bytes", "peak memory ↓", _bytes),
-    Column("peak_reserved_bytes", "reserved ↓", _bytes, wide=True),
-    Column("cut", "micro-batch", _cut),
-    Column("tokens_per_second", "tokens/s ↑", _whole, more_is_better=True),
-    Column("training_seconds", "training s ↓", _whole),
-    Column("tokens_to_adherence", "tokens to 0.9 ↓", _whole, wide=True),
-    Column("seconds_to_adherence", "s to 0.9 ↓", _whole),
-    Column("tuning_seconds", "tuning s ↓", _whole),
-    Column("run_seconds", "whole run s ↓", _whole),
-    Column("cost", "cost ↓", lambda value: f"{value['mean']:.2f}"),
-    Column("trained_on", "prompts / sequences / tokens", _trained_on),
-    Column("trainable_parameters", "trainable", _count),
-    Column("size_on_disk", "size ↓", lambda value: format_bytes(value) if value else "-"),
-    Column("cache_bytes_per_token", "cache ↓ a token", format_bytes),
+    Column("algorithm", "algorithm", str, about="What changed the model's behaviour; base is the untouched model."),
+    Column(
+        "seeds",
+        "seeds",
+        lambda value: str(len(value)),
+        about="How many seeds the row holds. A seed shuffles the examples and draws what an algorithm adds.",
+    ),
+    Column("options", "options", str, about="The algorithm's own options."),
+    Column(
+        "learning_rate",
+        "learning rate",
+        lambda value: f"{value:g}",
+        about="The highest of training; it rises to it and falls to a tenth. Shown where one was sought.",
+    ),
+    Column("start", "started from", str, about="The run whose model training started from, and its tokens."),
+    Column("memory_budget", "memory budget", format_bytes, about="Bytes that training was allowed to take; enforced."),
+    Column(
+        "status",
+        "status",
+        str,
+        about="ok, out-of-memory, timed-out, failed, or skipped where the algorithm does not apply.",
+    ),
+    Column(
+        "adherence",
+        "adherence ↑ [95 %]",
+        _share,
+        more_is_better=True,
+        about="Share, 0 to 1, of unseen off-topic prompts whose reply the judge finds on topic.",
+    ),
+    Column(
+        "difference",
+        "against another ↑ [95 %]",
+        _difference,
+        more_is_better=True,
+        about="Adherence less that of the row that others are held against, paired by prompt and by seed. Called "
+        "better or worse only where a test, corrected for the number of rows, says so.",
+    ),
+    Column(
+        "adherence_under_attack",
+        "under attack ↑ [95 %]",
+        _share,
+        more_is_better=True,
+        about="Share, 0 to 1, of prompts that try to talk the model out of its topic and get an on-topic reply.",
+    ),
+    Column(
+        "distinct",
+        "distinct ↑",
+        _mean_share,
+        more_is_better=True,
+        about="Share, 0 to 1, of replies that differ from all others. A model that says one on-topic sentence to "
+        "everything has adherence 1 and distinct 0.",
+    ),
+    Column(
+        "forgetting",
+        "forgetting ↓ nats/token [95 %]",
+        _change,
+        about="Rise of the loss, in nats per token, on people's ordinary replies to the same prompts, against the "
+        "untouched model. Below 0 those replies have become more likely.",
+    ),
+    Column("reply_tokens", "tokens a reply", _whole, wide=True, about="Mean length of a reply, in tokens."),
+    Column(
+        "peak_memory_bytes",
+        "peak memory ↓",
+        _bytes,
+        about="Highest memory while training; without training, while evaluating. On CUDA what the allocator handed "
+        "out; on the CPU the live tensors, counted one by one.",
+    ),
+    Column(
+        "peak_reserved_bytes",
+        "reserved ↓",
+        _bytes,
+        wide=True,
+        about="What CUDA's allocator held at its highest, handed out or not.",
+    ),
+    Column(
+        "cut",
+        "micro-batch",
+        _cut,
+        about="Real tokens of one forward pass, at most, and whether activations were computed again in the backward "
+        "pass (checkpointing) to save memory.",
+    ),
+    Column(
+        "tokens_per_second",
+        "tokens/s ↑",
+        _whole,
+        more_is_better=True,
+        about="Real tokens of prompts and completions trained on a second; no padding counted.",
+    ),
+    Column("training_seconds", "training s ↓", _whole, about="Seconds of training alone."),
+    Column(
+        "tokens_to_adherence",
+        "tokens to 0.9 ↓",
+        _whole,
+        wide=True,
+        about="Tokens trained on when a few prompts, asked midway, first had adherence 0.9.",
+    ),
+    Column(
+        "seconds_to_adherence",
+        "s to 0.9 ↓",
+        _whole,
+        about="Seconds of training until a few prompts, asked midway, first had adherence 0.9; the asking not counted.",
+    ),
+    Column(
+        "tuning_seconds",
+        "tuning s ↓",
+        _whole,
+        about="Seconds of all runs that sought the learning rate, on prompts that are not among the evaluation's.",
+    ),
+    Column(
+        "run_seconds",
+        "whole run s ↓",
+        _whole,
+        about="Seconds of all phases: reading, loading, training, saving, loading again, evaluating.",
+    ),
+    Column(
+        "cost",
+        "cost ↓",
+        lambda value: f"{value['mean']:.2f}",
+        about="The whole run at the price of an hour that was given, in that price's currency.",
+    ),
+    Column(
+        "trained_on",
+        "prompts / sequences / tokens",
+        _trained_on,
+        about="What was trained on. Preferences take two completions (sequences) a prompt, so that the same tokens "
+        "hold fewer prompts.",
+    ),
+    Column("trainable_parameters", "trainable", _count, about="Parameters that training changed."),
+    Column(
+        "size_on_disk",
+        "size ↓",
+        lambda value: format_bytes(value) if value else "-",
+        about="Bytes of what was saved: an adapter, or a whole model.",
+    ),
+    Column(
+        "cache_bytes_per_token",
+        "cache ↓ a token",
+        format_bytes,
+        about="Bytes by which the cache grows with every token while generating.",
+    ),
 )
 
 

@@ -20,6 +20,9 @@ from ftbench.results.store import Run
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_Held = tuple[list[Run], Row]
+"""A row, and the runs that it is made of."""
+
 _OVER_SEEDS = (
     "distinct",
     "peak_memory_bytes",
@@ -34,10 +37,11 @@ _OVER_SEEDS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that can be compared, and what they have in common."""
+    """Rows that can be compared, what they have in common, and the runs that each was made of, seeds in order."""
 
     terms: dict[str, str]
     rows: list[Row]
+    runs: list[list[Run]]
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,12 @@ def build_groups(runs: Sequence[Run], asked: Asked | None = None) -> list[Group]
         groups.append((members, held))
     if asked.against is not None:
         _hold_against(asked.against, [held for _, held in groups])
-    return [
-        Group(terms(members[0].result) | _one_budget(members), _sorted([row for _, row in held], asked.sort))
-        for members, held in groups
-    ]
+    return [_group(members, _sorted(held, asked.sort)) for members, held in groups]
+
+
+def _group(members: Sequence[Run], held: Sequence[_Held]) -> Group:
+    runs = [seeds for seeds, _ in held]
+    return Group(terms(members[0].result) | _one_budget(members), [row for _, row in held], runs)
 
 
 def _by_seeds(runs: Sequence[Run]) -> list[list[Run]]:
@@ -214,7 +220,7 @@ def _table(runs: Sequence[Run], name: str) -> "NDArray[Any] | None":
     return np.array([getattr(each, name) for each in found], bool)
 
 
-def _hold_against(name: str, groups: "Sequence[Sequence[tuple[list[Run], Row]]]") -> None:
+def _hold_against(name: str, groups: Sequence[Sequence[_Held]]) -> None:
     """Fill in each row's difference in adherence from the one called `name`, in every group that has it."""
     known = {called for held in groups for _, row in held for called in (row["algorithm"], *row["runs"])}
     if name not in known:
@@ -258,16 +264,16 @@ def _has_seed(run: Run) -> bool:
     return run.result.measures.training_tokens is not None
 
 
-def _sorted(rows: list[Row], sort: str | None) -> list[Row]:
+def _sorted(held: Sequence[_Held], sort: str | None) -> list[_Held]:
     key = sort or "adherence"
     more = next(column.more_is_better for column in COLUMNS if column.key == key)
 
-    def rank(row: Row) -> tuple[bool, Any]:
-        value = row[key]
+    def rank(one: _Held) -> tuple[bool, Any]:
+        value = one[1][key]
         value = value.get("mean", value.get("tokens")) if isinstance(value, dict) else value
         missing = value is None or (isinstance(value, float) and not math.isfinite(value))
         if isinstance(value, int | float) and more:
             value = -value
         return missing, 0 if missing else value
 
-    return sorted(rows, key=rank)
+    return sorted(held, key=rank)

@@ -5,14 +5,16 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from ftbench.errors import FtbenchError, UsageError, nearest
+from ftbench.evaluation.attack import AttackReply
 from ftbench.evaluation.evaluate import EvaluatedPrompt
 from ftbench.files import disk_error, sync_folder
 from ftbench.recipe import Recipe, first_problem
@@ -26,6 +28,7 @@ ATTACKS = "attacks.jsonl"
 LOG = "log.txt"
 MODEL = "model"
 _STAGING = ".unfinished-"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,33 @@ class Run:
         Raises:
             FtbenchError: the file is missing or was changed.
         """
-        path = self.folder / REPLIES
-        try:
-            return [EvaluatedPrompt.model_validate_json(line) for line in path.read_text("utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            raise FtbenchError(f"cannot read the replies in {path}; run it again with --fresh") from error
+        return _lines(self.folder / REPLIES, EvaluatedPrompt.model_validate_json, "replies")
+
+    def attacks(self) -> list[AttackReply]:
+        """Read every reply to a prompt that attacks; none where none was asked.
+
+        Raises:
+            FtbenchError: the file was changed.
+        """
+        path = self.folder / ATTACKS
+        return _lines(path, AttackReply.model_validate_json, "replies") if path.exists() else []
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Read what was logged of every optimiser step; none where nothing was trained.
+
+        Raises:
+            FtbenchError: the file was changed.
+        """
+        path = self.folder / METRICS
+        return _lines(path, json.loads, "steps") if path.exists() else []
+
+
+def _lines(path: Path, read: Callable[[str], _T], what: str) -> list[_T]:
+    try:
+        # Not splitlines: JSON leaves line separators of other kinds within its texts as they are.
+        return [read(line) for line in path.read_text("utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise FtbenchError(f"cannot read the {what} in {path}; run it again with --fresh") from error
 
 
 @contextmanager

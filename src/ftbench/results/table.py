@@ -51,15 +51,15 @@ def render(groups: Sequence[Group], style: str, *, wide: bool = False) -> str:
     from tabulate import tabulate
 
     blocks = []
-    shared = _shared_terms(groups)
+    shared = shared_terms(groups)
     for group in groups:
         columns = shown_columns(group.rows, wide=wide)
-        headings = [_heading(column, group.rows) for column in columns]
-        cells = [[_cell(column, row) for column in columns] for row in group.rows]
+        headings = [heading(column, group.rows) for column in columns]
+        cells = [[cell(column, row) for column in columns] for row in group.rows]
         text = tabulate(cells, headings, tablefmt=style, disable_numparse=True, colalign=["left"] * len(columns))
         own = {key: value for key, value in group.terms.items() if key not in shared}
-        notes = _notes(group.rows)
-        blocks.append("\n".join([*_caption(own, style), text, *([""] if notes else []), *_comment(notes, style)]))
+        below = notes(group.rows)
+        blocks.append("\n".join([*_caption(own, style), text, *([""] if below else []), *_comment(below, style)]))
     if len(groups) > 1:
         blocks.insert(
             0, "\n".join(_comment([f"{len(groups)} tables: their rows differ in what stands above each."], style))
@@ -78,12 +78,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _shared_terms(groups: Sequence[Group]) -> dict[str, str]:
+def shared_terms(groups: Sequence[Group]) -> dict[str, str]:
+    """Return the terms that all groups have in common."""
     first = groups[0].terms
     return {key: value for key, value in first.items() if all(group.terms.get(key) == value for group in groups)}
 
 
-def _heading(column: Column, rows: list[Row]) -> str:
+def heading(column: Column, rows: list[Row]) -> str:
+    """Return what stands above a column of these rows."""
     if column.key == "difference":
         return f"against {_reference(rows)} ↑ [95 %]"
     if column.key != "peak_memory_bytes":
@@ -98,19 +100,20 @@ def _reference(rows: list[Row]) -> str:
     return str(next(row["algorithm"] for row in held if row["difference"]["verdict"] == REFERENCE))
 
 
-def _notes(rows: list[Row]) -> list[str]:
+def notes(rows: list[Row]) -> list[str]:
     """Say below a table what its cells have no room for."""
-    notes = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in rows if row["reason"]]
+    lines = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in rows if row["reason"]]
     tests = sum(row["difference"] is not None and row["difference"]["p_corrected"] is not None for row in rows)
     if tests:
-        notes.append(
+        lines.append(
             f"against {_reference(rows)}: difference in adherence, paired by prompt and by seed; what is called better "
             f"or worse has p < {LEVEL:g} after Holm's correction for {tests} {'test' if tests == 1 else 'tests'}"
         )
-    return notes
+    return lines
 
 
-def _cell(column: Column, row: Row) -> str:
+def cell(column: Column, row: Row) -> str:
+    """Return a row's value as a person reads it."""
     value = column.value(row)
     return "-" if value is None else column.show(value)
 

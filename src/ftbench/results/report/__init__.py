@@ -1,0 +1,1 @@
+"""The report: one HTML file of everything that was recorded, for people."""
