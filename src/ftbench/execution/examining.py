@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData
 from ftbench.evaluation.attack import AttackReply, attack, shipped_attacks
 from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
@@ -32,7 +33,7 @@ class Examination:
     judge: Judge
     chat: ChatFormat
     baseline: Sequence[EvaluatedPrompt]
-    packed: bool
+    algorithm: Algorithm
 
     @property
     def _settings(self) -> EvaluationSettings:
@@ -42,7 +43,7 @@ class Examination:
             recipe.evaluation_batch_size,
             recipe.max_length,
             recipe.micro_batch_tokens,
-            self.packed,
+            self.algorithm.packed,  # known only once it has adapted the model
         )
 
     def ask(self, model: "PreTrainedModel", report: Callable[[int], None]) -> list[EvaluatedPrompt]:
@@ -62,7 +63,7 @@ class Examination:
         settings, prompts = self._settings, self._few()
         try:
             replies = generate_replies(
-                model, self.chat, prompts, settings.max_new_tokens, len(prompts), _ignore, padded=self.packed
+                model, self.chat, prompts, settings.max_new_tokens, len(prompts), _ignore, padded=settings.packed
             )
         finally:
             model.train(was_training)

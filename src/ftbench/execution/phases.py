@@ -122,7 +122,7 @@ class RunInProgress:
             facts.system_prompt = self.algorithm.system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
-        examination = Examination(recipe, data, judge, chat, self.baseline, self.algorithm.packed)
+        examination = Examination(recipe, data, judge, chat, self.baseline, self.algorithm)
 
         def load_with(load: "Callable[[Path, torch.device, Precision], PreTrainedModel]", how: Precision) -> LoadBase:
             return load_from(self.start, lambda folder: load(folder or files.folder, device, how))
