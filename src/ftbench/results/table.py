@@ -182,6 +182,8 @@ def _row(run: Run) -> Row:
         "cache_bytes_per_token": measures.cache_bytes_per_token,
         "own": measures.own,
         "judge_auc": result.judge.auc if result.judge else None,
+        "judge_agreement": measures.agreement.mean if measures.agreement else None,
+        "judge_warning": result.judge.warning if result.judge else None,
         "run": run.folder.name,
     }
 
@@ -218,6 +220,7 @@ def render(groups: Sequence[Group], style: str) -> str:
         text = tabulate(cells, headings, tablefmt=style, disable_numparse=True, colalign=["left"] * len(columns))
         own = {key: value for key, value in group.terms.items() if key not in shared}
         notes = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in group.rows if row["reason"]]
+        notes += dict.fromkeys(f"warning: {row['judge_warning']}" for row in group.rows if row["judge_warning"])
         blocks.append("\n".join([*_caption(own, style), text, *([""] if notes else []), *_comment(notes, style)]))
     if len(groups) > 1:
         blocks.insert(
