@@ -76,6 +76,7 @@ OTHER: dict[str, Any] = {
     "evaluation_prompts": 99,
     "max_new_tokens": 99,
     "evaluation_batch_size": 99,
+    "judge": "jury",
     "seed": 1,
     "time_limit": 9.5,
 }

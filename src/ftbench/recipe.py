@@ -14,6 +14,8 @@ from ftbench.errors import UsageError, nearest
 DEFAULT_MODEL = "smollm2-135m-instruct"
 BASELINE = "base"
 """The algorithm that leaves the model untouched: forgetting is counted from its run."""
+JUDGE = "tfidf"
+"""The judge that is taken where none is named."""
 
 
 class Recipe(BaseModel):
@@ -47,10 +49,11 @@ class Recipe(BaseModel):
     evaluation_prompts: int = Field(64, ge=4, description="held-out prompts; at most a quarter of all")
     max_new_tokens: int = Field(64, ge=1, description="tokens that a reply may have")
     evaluation_batch_size: int = Field(64, ge=1)
+    judge: str = Field(JUDGE, description="the judge of the replies, by name")
     seed: int = Field(0, ge=0)
     time_limit: float | None = Field(None, gt=0, description="seconds after which the run is ended")
 
-    @field_validator("topic", "model", "data", "algorithm")
+    @field_validator("topic", "model", "data", "algorithm", "judge")
     @classmethod
     def _not_empty(cls, value: str) -> str:
         if not value.strip():

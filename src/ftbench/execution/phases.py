@@ -6,19 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData, build_task
 from ftbench.evaluation.cache import cache_bytes_per_token
-from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
-from ftbench.evaluation.judge import VERSION, Judge, Learnt, judge_digest, train_judge
+from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, agreement, evaluate
+from ftbench.evaluation.judge import Judge
+from ftbench.evaluation.panel import Panel
 from ftbench.evaluation.statistics import distinct, rise, share
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import Question
-from ftbench.execution.once import once
+from ftbench.execution.judging import judge_facts, train_panel
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.files import folder_bytes, write_jsonl
@@ -70,6 +69,7 @@ class RunInProgress:
 
     recipe: Recipe
     algorithm: Algorithm
+    judge: type[Judge]
     start: Start | None
     folder: Path
     baseline: Sequence[EvaluatedPrompt]
@@ -99,7 +99,8 @@ class RunInProgress:
         facts.meter = Meter(device)
         with self._phase("data"):
             data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
-            judge = self._train_judge(data)
+            panel = train_panel(self.judge, data, recipe)
+            facts.judge = judge_facts(panel, data, recipe)
         self._note_data(data)
         with self._phase("load"):
             files = resolve_model(recipe.model, recipe.revision)
@@ -135,7 +136,7 @@ class RunInProgress:
         counted = self.algorithm.needs == "nothing"
         counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model)) if counted else nullcontext()
         with self._phase("evaluate", len(data.evaluation)), counting:
-            items = self._evaluate(model, chat, data, judge)
+            items = self._evaluate(model, chat, data, panel)
         facts.measures["cache_bytes_per_token"] = cache_bytes_per_token(model)
         facts.measures["own"] = self.algorithm.figures()
         self._score(items)
@@ -152,18 +153,6 @@ class RunInProgress:
     def _meter(self) -> Meter:
         assert self.facts.meter is not None
         return self.facts.meter
-
-    def _train_judge(self, data: TaskData) -> Judge:
-        length = self.recipe.max_new_tokens
-
-        def train() -> Learnt:
-            gold, held_out = (data.on_topic, data.ordinary), (data.held_out_on_topic, data.held_out_ordinary)
-            return train_judge(*gold, *held_out, length).learnt
-
-        judge = once("judge", {"data": data.digest(), "tokens": length}, TypeAdapter(Learnt), train).judge()
-        digest = judge_digest(data.on_topic, data.ordinary, length)
-        self.facts.judge = JudgeFacts(version=VERSION, auc=judge.auc, threshold=judge.threshold, digest=digest)
-        return judge
 
     def _note_data(self, data: TaskData, encoded: Encoded | None = None) -> None:
         self.facts.data = DataFacts(
@@ -233,7 +222,7 @@ class RunInProgress:
         return model
 
     def _evaluate(
-        self, model: "PreTrainedModel", chat: ChatFormat, data: TaskData, judge: Judge
+        self, model: "PreTrainedModel", chat: ChatFormat, data: TaskData, panel: Panel
     ) -> list[EvaluatedPrompt]:
         recipe = self.recipe
         settings = EvaluationSettings(
@@ -245,13 +234,15 @@ class RunInProgress:
         )
         base_replies = {item.prompt: item.reply for item in self.baseline}
         return evaluate(
-            model, chat, data.evaluation, judge, settings, base_replies, lambda done: self.events.send(Progress(done))
+            model, chat, data.evaluation, panel, settings, base_replies, lambda done: self.events.send(Progress(done))
         )
 
     def _score(self, items: list[EvaluatedPrompt]) -> None:
         measures = self.facts.measures
         measures["adherence"] = share(sum(item.on_topic for item in items), len(items))
         measures["distinct"] = distinct([item.reply for item in items])
+        measures["degenerate"] = share(sum(item.degenerate is not None for item in items), len(items))
+        measures["agreement"], measures["kappa"] = agreement(items)
         measures["reply_tokens"] = sum(item.tokens for item in items) / len(items)
         measures["replies_ended"] = sum(item.ended for item in items) / len(items)
         baseline = items if self.recipe.algorithm == BASELINE else self.baseline

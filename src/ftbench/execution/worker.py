@@ -42,7 +42,8 @@ def main() -> None:
     try:
         algorithm = registry.make(recipe.algorithm, recipe.options)
         start = find_start(recipe, registry)
-        RunInProgress(recipe, algorithm, start, folder, baseline, events, facts).carry_out()
+        judge = registry.find_judge(recipe.judge)
+        RunInProgress(recipe, algorithm, judge, start, folder, baseline, events, facts).carry_out()
     except Exception as error:
         status, reason = _judge_error(error, recipe, facts.memory_plan)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
