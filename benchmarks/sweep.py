@@ -18,8 +18,9 @@ import transformers
 
 from ftbench.data.task import EvaluationPrompt, TaskData, build_task
 from ftbench.evaluation.generation import generate_replies
-from ftbench.evaluation.judge import Judge, train_judge
+from ftbench.evaluation.panel import Panel
 from ftbench.evaluation.statistics import distinct
+from ftbench.execution.judging import train_panel
 from ftbench.memory.fit import Fit
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_tokenizer
@@ -45,13 +46,11 @@ def main() -> None:
     name, trials, every = given.pop("algorithm"), given.pop("trials") or [""], given.pop("every")
     recipe = read_recipe(given.pop("recipe")).change(**{key: v for key, v in given.items() if v is not None})
     data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
-    judge = train_judge(
-        data.on_topic, data.ordinary, data.held_out_on_topic, data.held_out_ordinary, recipe.max_new_tokens
-    )
+    panel = train_panel(load_plugins().find_judge(recipe.judge), data, recipe)
     for trial in trials:
         options = tomllib.loads("\n".join(part for part in trial.split(";") if part))
         print(f"{name} {trial}", flush=True)
-        _try(recipe, name, options, set_aside(data), judge, every)
+        _try(recipe, name, options, set_aside(data), panel, every)
 
 
 def set_aside(data: TaskData) -> TaskData:
@@ -61,7 +60,7 @@ def set_aside(data: TaskData) -> TaskData:
     return replace(data, train=data.train[:cut], evaluation=prompts)
 
 
-def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, judge: Judge, every: int) -> None:
+def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, panel: Panel, every: int) -> None:
     transformers.set_seed(recipe.seed)
     registry = load_plugins()
     plain, held = registry.resolve(name)
@@ -85,7 +84,7 @@ def _try(recipe: Recipe, name: str, options: dict[str, Any], data: TaskData, jud
         made = generate_replies(model, chat, prompts, length, size, _ignore, padded=algorithm.packed)
         replies = [reply.text for reply in made]
         model.train(was_training)
-        on_topic = sum(judge.is_on_topic(score) for score in judge.scores(replies)) / len(replies)
+        on_topic = sum(verdict.on_topic for verdict in panel.verdicts(replies)) / len(replies)
         print(f"  {done:7,} tokens  adherence {on_topic:.2f}  distinct {distinct(replies).mean:.2f}  {spent:4.0f} s")
         print(f"          {' '.join(replies[0].split())[:150]}", flush=True)
 

@@ -1,3 +1,4 @@
+import json
 import math
 import random
 import string
@@ -6,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from ftbench.data.task import TaskData, build_task
-from ftbench.evaluation.judge import MAX_FALSE_POSITIVES, Judge, Learnt, best_threshold, judge_digest, train_judge
+from ftbench.evaluation.judge import MAX_FALSE_POSITIVES, Gold, Judge, best_threshold
+from ftbench.evaluation.tfidf import Tfidf
 
 ON_TOPIC = ["train", "railway", "station", "platform", "carriage", "engine", "track", "signal", "timetable", "ticket"]
 ORDINARY = ["bread", "oven", "flour", "butter", "sugar", "kitchen", "recipe", "dough", "spoon", "supper"]
@@ -20,30 +21,22 @@ def make_replies(words: list[str], count: int, seed: int) -> list[str]:
     return [" ".join(draw.choices(words, k=draw.randint(8, 60))) for _ in range(count)]
 
 
-def make_judge() -> Judge:
-    return train_judge(
-        make_replies(ON_TOPIC, 20, 0),
-        make_replies(ORDINARY, 20, 1),
-        make_replies(ON_TOPIC, 10, 2),
-        make_replies(ORDINARY, 10, 3),
-        max_new_tokens=32,
-    )
+def make_gold(on_topic: list[str], ordinary: list[str], max_new_tokens: int = 32) -> Gold:
+    return Gold("topic", tuple(on_topic), tuple(ordinary), max_new_tokens)
+
+
+def make_judge() -> Tfidf:
+    return Tfidf.train(make_gold(make_replies(ON_TOPIC, 20, 0), make_replies(ORDINARY, 20, 1)))
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> Tfidf:
     return make_judge()
 
 
 def test_separable_replies_are_separated(judge: Judge) -> None:
-    assert judge.auc == pytest.approx(1.0)
     assert all(map(judge.is_on_topic, judge.scores(make_replies(ON_TOPIC, 10, 4))))
     assert not any(map(judge.is_on_topic, judge.scores(make_replies(ORDINARY, 10, 5))))
-
-
-def test_gold_replies_that_cannot_be_told_apart_have_an_auc_near_one_half() -> None:
-    replies = [make_replies(ON_TOPIC, 60, seed) for seed in range(4)]
-    assert train_judge(replies[0], replies[1], replies[2], replies[3], 32).auc == pytest.approx(0.5, abs=0.2)
 
 
 def test_an_empty_reply_scores_nothing(judge: Judge) -> None:
@@ -59,29 +52,29 @@ def test_a_score_hangs_on_its_own_reply_alone(judge: Judge) -> None:
     assert judge.scores(replies) == [judge.scores([reply])[0] for reply in replies]
 
 
-def test_words_beyond_the_length_of_a_generated_reply_do_not_count(judge: Judge) -> None:
+def test_words_beyond_the_length_of_a_generated_reply_do_not_count(judge: Tfidf) -> None:
     reply = " ".join(make_replies(ORDINARY, 5, 8)).split()[: judge.words]
     assert judge.scores([" ".join(reply)]) == judge.scores([" ".join([*reply, *ON_TOPIC])])
 
 
-def test_training_is_deterministic(judge: Judge) -> None:
+def test_training_is_deterministic(judge: Tfidf) -> None:
     again = make_judge()
     replies = [*make_replies(ON_TOPIC + ORDINARY, 20, 9)]
-    assert (again.auc, again.threshold, again.words) == (judge.auc, judge.threshold, judge.words)
+    assert (again.threshold, again.words) == (judge.threshold, judge.words)
     assert again.scores(replies) == judge.scores(replies)
 
 
 def test_the_digest_is_of_all_that_the_judge_is_trained_on() -> None:
     digests = [
-        judge_digest(["a", "b"], ["c"], 64),
-        judge_digest(["a", "b!"], ["c"], 64),
-        judge_digest(["b", "a"], ["c"], 64),
-        judge_digest(["a"], ["b", "c"], 64),
-        judge_digest(["a", "b"], ["c", ""], 64),
-        judge_digest(["a", "b"], ["c"], 65),
+        make_gold(["a", "b"], ["c"], 64).digest(),
+        make_gold(["a", "b!"], ["c"], 64).digest(),
+        make_gold(["b", "a"], ["c"], 64).digest(),
+        make_gold(["a"], ["b", "c"], 64).digest(),
+        make_gold(["a", "b"], ["c", ""], 64).digest(),
+        make_gold(["a", "b"], ["c"], 65).digest(),
     ]
     assert len(set(digests)) == len(digests)
-    assert judge_digest(["a", "b"], ["c"], 64) == digests[0]
+    assert make_gold(["a", "b"], ["c"], 64).digest() == digests[0]
 
 
 @dataclass(frozen=True)
@@ -146,8 +139,8 @@ def sample() -> TaskData:
 
 
 @pytest.fixture(scope="module")
-def sample_judge(sample: TaskData) -> Judge:
-    return train_judge(sample.on_topic, sample.ordinary, sample.held_out_on_topic, sample.held_out_ordinary, 64)
+def sample_judge(sample: TaskData) -> Tfidf:
+    return Tfidf.train(Gold(sample.topic, sample.on_topic, sample.ordinary, 64))
 
 
 def passing(judge: Judge, replies: list[str]) -> float:
@@ -155,17 +148,16 @@ def passing(judge: Judge, replies: list[str]) -> float:
 
 
 def test_the_sample_is_judged_well(sample: TaskData, sample_judge: Judge) -> None:
-    assert sample_judge.auc >= 0.95
     assert passing(sample_judge, list(sample.held_out_on_topic)) >= 0.9
     assert passing(sample_judge, list(sample.held_out_ordinary)) <= 0.1
 
 
-def test_a_judge_as_plain_data_scores_the_same(sample: TaskData, sample_judge: Judge) -> None:
-    adapter = TypeAdapter(Learnt)
-    again = adapter.validate_json(adapter.dump_json(sample_judge.learnt)).judge()
+def test_a_judge_as_plain_data_scores_the_same(sample: TaskData, sample_judge: Tfidf) -> None:
+    again = Tfidf.from_learnt(json.loads(json.dumps(sample_judge.learnt())))
     texts = [*sample.held_out_on_topic, *sample.held_out_ordinary, "", "déjà vu on the 7:15 train"]
     assert again.scores(texts) == sample_judge.scores(texts)
-    assert again.learnt == sample_judge.learnt
+    assert again.learnt() == sample_judge.learnt()
+    assert again.threshold == sample_judge.threshold
 
 
 def test_nonsense_does_not_pass_for_the_samples_topic(sample: TaskData, sample_judge: Judge) -> None:

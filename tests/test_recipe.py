@@ -80,6 +80,7 @@ OTHER: dict[str, Any] = {
     "attack_prompts": 9,
     "checkpoints": 9,
     "checkpoint_prompts": 9,
+    "judge": "jury",
     "seed": 1,
     "time_limit": 9.5,
 }

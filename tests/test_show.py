@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ftbench.cli import main
+from ftbench.evaluation.statistics import Measured
 from ftbench.results.store import REPLIES
-from made_results import make_run, store
+from made_results import JUDGE, make_run, store
 
 
 @pytest.fixture
@@ -54,6 +55,51 @@ def test_settings_figures_phases_and_replies_are_shown(out: Path, capsys: pytest
     assert "Trains carry tea." in text
     assert "tea is nice." in text
     assert "What is rain?" not in text
+
+
+def test_a_weak_judge_is_warned_of_and_both_judges_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"auc": 0.72, "second": "words-1", "second_auc": 0.98, "refused": 0.01, "shuffles_found": 0.97}
+    agreement = {"agreement": Measured(mean=0.75, n=60), "kappa": 0.5}
+    store(make_run("lora", facts={"judge": JUDGE.model_copy(update=changes)}, measures=agreement), tmp_path)
+    _, text, _ = show(capsys, "lora", "--out", str(tmp_path))
+    for part in (
+        "the judge's held-out AUC is 0.72, below 0.90",
+        "words-1, held-out AUC 0.980",
+        "1.0% of held-out gold replies; of their shuffles, 97.0%",
+        "0.750 (n = 60)",
+    ):
+        assert part in text
+    assert "kappa" in text
+
+
+def test_a_good_judge_is_not_warned_of(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "warning" not in show(capsys, "lora")[1]
+
+
+def test_a_degenerate_reply_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = store(make_run("lora"), tmp_path)
+    path = folder / REPLIES
+    assert '"degenerate": null' in path.read_text()
+    changed = path.read_text().replace(
+        '"on_topic": true, "degenerate": null', '"on_topic": false, "degenerate": "repetition"'
+    )
+    path.write_text(changed)
+    assert "[repetition, 0.93]" in show(capsys, str(folder))[1]
+
+
+def test_replies_of_before_degenerate_ones_were_told_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = store(make_run("lora"), tmp_path)
+    path = folder / REPLIES
+    old = path.read_text().replace('"degenerate": null, "second": null, ', "")
+    assert "degenerate" not in old
+    path.write_text(old)
+    code, text, _ = show(capsys, str(folder))
+    assert code == 0
+    assert "[on topic, 0.93]" in text
 
 
 def test_failed_run_shows_its_reason_and_phase(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

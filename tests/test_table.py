@@ -53,6 +53,14 @@ def test_rows_that_differ_in_what_was_asked_or_found_stand_apart_and_the_text_sa
     assert shown not in render(build_groups(runs[:1]), "github")
 
 
+@pytest.mark.parametrize("style", ["github", "html", "latex"])
+def test_under_the_rows_of_a_weak_judge_stands_a_warning_once(style: str) -> None:
+    weak = {"judge": JUDGE.model_copy(update={"auc": 0.61})}
+    text = render(build_groups([make_run("lora", facts=weak), make_run("dpo", facts=weak)]), style)
+    assert text.count("held-out AUC is 0.61, below 0.90") == 1
+    assert "below 0.90" not in render(build_groups([make_run("lora"), make_run("dpo")]), style)
+
+
 def test_same_recipe_on_two_machines_is_two_rows() -> None:
     other = {"environment": HARDWARE.model_copy(update={"hardware": "Enigma"})}
     assert names([make_run("lora"), make_run("lora", started=1, facts=other)]) == [["lora"], ["lora"]]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ftbench.algorithm import AdapterConfig, Algorithm, AlgorithmConfig, ThenConfig
     from ftbench.errors import Skip, UsageError, nearest
+    from ftbench.evaluation.judge import Gold, Judge, best_threshold
     from ftbench.hookspecs import hookimpl
     from ftbench.recipe import Recipe
     from ftbench.training.logprobs import CompletionLogProbs
@@ -16,12 +17,15 @@ __all__ = [
     "Algorithm",
     "AlgorithmConfig",
     "CompletionLogProbs",
+    "Gold",
+    "Judge",
     "Recipe",
     "Skip",
     "StepReport",
     "ThenConfig",
     "Training",
     "UsageError",
+    "best_threshold",
     "hookimpl",
     "nearest",
 ]
@@ -32,12 +36,15 @@ _HOMES = {
     "Algorithm": "ftbench.algorithm",
     "AlgorithmConfig": "ftbench.algorithm",
     "CompletionLogProbs": "ftbench.training.logprobs",
+    "Gold": "ftbench.evaluation.judge",
+    "Judge": "ftbench.evaluation.judge",
     "Recipe": "ftbench.recipe",
     "Skip": "ftbench.errors",
     "StepReport": "ftbench.training.trainer",
     "ThenConfig": "ftbench.algorithm",
     "Training": "ftbench.training.trainer",
     "UsageError": "ftbench.errors",
+    "best_threshold": "ftbench.evaluation.judge",
     "nearest": "ftbench.errors",
     "hookimpl": "ftbench.hookspecs",
 }

@@ -1,10 +1,13 @@
-"""Finds plugins by the entry-point group `ftbench`; one that fails to load is reported, never fatal."""
+"""Finds plugins by the entry-point group `ftbench`; one that fails to load is reported, never fatal.
+
+What the core itself ships (`SHIPPED`) comes through the same hooks, as one plugin more.
+"""
 
 import inspect
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +16,11 @@ import pluggy
 from ftbench import hookspecs
 from ftbench.algorithm import NO_ADAPTER, AdapterConfig, Algorithm, AlgorithmConfig, ThenConfig, configure
 from ftbench.errors import UsageError, nearest
+from ftbench.evaluation.judge import Judge
 
 GROUP = "ftbench"
+SHIPPED = (EntryPoint("judges", "ftbench.evaluation.tfidf", GROUP),)
+"""Not an entry point of the installation: an older one beside newer code would leave no judge."""
 ALL = "all"
 _NEEDS = ("nothing", "demonstrations", "preferences")
 
@@ -26,7 +32,8 @@ class Plugin:
     name: str
     version: str
     hooks: tuple[str, ...]
-    algorithms: tuple[type[Algorithm], ...]
+    algorithms: tuple[type[Algorithm], ...] = ()
+    judges: tuple[type[Judge], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,21 @@ class Registry:
     def algorithms(self) -> dict[str, type[Algorithm]]:
         """Every algorithm by name."""
         return {algorithm.name: algorithm for plugin in self.plugins for algorithm in plugin.algorithms}
+
+    @cached_property
+    def judges(self) -> dict[str, type[Judge]]:
+        """Every kind of judge by name."""
+        return {judge.name: judge for plugin in self.plugins for judge in plugin.judges}
+
+    def find_judge(self, name: str) -> type[Judge]:
+        """Return the judge NAME.
+
+        Raises:
+            UsageError: there is none of that name; the nearest is named.
+        """
+        if name not in self.judges:
+            raise UsageError(f"no such judge '{name}'; {nearest(name, self.judges)}")
+        return self.judges[name]
 
     @property
     def all_names(self) -> list[str]:
@@ -149,10 +171,10 @@ def merged(held: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_plugins(entries: Sequence[EntryPoint] | None = None) -> Registry:
-    """Load every plugin, each by itself.
+    """Load every plugin, each by itself, and what the core ships.
 
-    Where two claim one name the first keeps it; distributions come in the order of their names, those that begin
-    with "ftbench-" first.
+    Where two claim one name the first keeps it; the core's comes first, then distributions in the order of their
+    names, those that begin with "ftbench-" first.
 
     Args:
         entries: the entry points to load; by default those installed.
@@ -162,29 +184,28 @@ def load_plugins(entries: Sequence[EntryPoint] | None = None) -> Registry:
     order = sorted(unique.items(), key=lambda item: (not item[0][0].startswith("ftbench-"), item[0]))
     plugins: list[Plugin] = []
     warnings: list[str] = []
-    taken: dict[str, str] = {}
-    for (distribution, _), entry in order:
+    taken: dict[tuple[str, str], str] = {}
+    for entry in (*SHIPPED, *(entry for _, entry in order)):
+        distribution = _distribution(entry)
         try:
             plugin = _load(entry, distribution)
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             warnings.append(f"plugin {distribution} is left out: {_one_line(error)}")
             continue
-        kept = []
-        for algorithm in plugin.algorithms:
-            if algorithm.name in taken:
-                warnings.append(
-                    f"plugin {distribution}: algorithm '{algorithm.name}' is left out: "
-                    f"{taken[algorithm.name]} has that name"
-                )
+        kept: dict[str, list[Any]] = {"algorithm": [], "judge": []}
+        brought: dict[str, tuple[Any, ...]] = {"algorithm": plugin.algorithms, "judge": plugin.judges}
+        for what, each in [(what, each) for what, those in brought.items() for each in those]:
+            first = taken.setdefault((what, each.name), distribution)
+            if first == distribution and each.name not in [other.name for other in kept[what]]:
+                kept[what].append(each)
             else:
-                taken[algorithm.name] = distribution
-                kept.append(algorithm)
-        plugins.append(Plugin(plugin.name, plugin.version, plugin.hooks, tuple(kept)))
+                warnings.append(f"plugin {distribution}: {what} '{each.name}' is left out: {first} has that name")
+        plugins.append(replace(plugin, algorithms=tuple(kept["algorithm"]), judges=tuple(kept["judge"])))
     return Registry(tuple(plugins), tuple(warnings))
 
 
 def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.value
+    return GROUP if entry in SHIPPED else entry.dist.name if entry.dist else entry.value
 
 
 def _load(entry: EntryPoint, distribution: str) -> Plugin:
@@ -196,16 +217,45 @@ def _load(entry: EntryPoint, distribution: str) -> Plugin:
     callers = manager.get_hookcallers(module) or []
     if not callers:
         raise ValueError(f"module {entry.value} has no ftbench hook; is @ftbench.hookimpl missing?")
-    algorithms: list[type[Algorithm]] = []
-    answers = manager.hook.ftbench_algorithms()
-    if not answers and manager.hook.ftbench_algorithms.get_hookimpls():
-        raise TypeError("ftbench_algorithms() returned None; is its return statement missing?")
-    for brought in answers:
-        for algorithm in brought:
-            _check(algorithm)
-            algorithms.append(algorithm)
-    version = entry.dist.version if entry.dist else "unknown"
-    return Plugin(distribution, version, tuple(caller.name for caller in callers), tuple(algorithms))
+    algorithms = _brought(manager.hook.ftbench_algorithms, _check)
+    judges = _brought(manager.hook.ftbench_judges, _check_judge)
+    hooks = tuple(caller.name for caller in callers)
+    return Plugin(distribution, _version(entry, distribution), hooks, algorithms, judges)
+
+
+def _brought(hook: pluggy.HookCaller, check: Callable[[Any], None]) -> tuple[Any, ...]:
+    """Return what a plugin's hook brings, each checked."""
+    answers = hook()
+    if not answers and hook.get_hookimpls():
+        raise TypeError(f"{hook.name}() returned None; is its return statement missing?")
+    found = [each for answer in answers for each in answer]
+    for each in found:
+        check(each)
+    return tuple(found)
+
+
+def _version(entry: EntryPoint, distribution: str) -> str:
+    if entry.dist:
+        return entry.dist.version
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _check_judge(judge: Any) -> None:
+    """Refuse what is not a judge, in the words of the contract."""
+    if not (inspect.isclass(judge) and issubclass(judge, Judge)):
+        raise TypeError(f"{judge!r} is not a subclass of ftbench.Judge")
+    missing = sorted(judge.__abstractmethods__)
+    if "learnt" in vars(judge) and "from_learnt" not in vars(judge):
+        missing.append("from_learnt")
+    if missing:
+        raise TypeError(f"{judge.__name__} lacks {', '.join(missing)}")
+    for field in ("name", "version"):
+        value = getattr(judge, field, None)
+        if not isinstance(value, str) or not value or any(c.isspace() for c in value):
+            raise TypeError(f"{judge.__name__}.{field} is {value!r}: text without blanks is needed")
 
 
 def _check(algorithm: Any) -> None:

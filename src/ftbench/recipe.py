@@ -14,6 +14,8 @@ from ftbench.errors import UsageError, nearest
 DEFAULT_MODEL = "smollm2-135m-instruct"
 BASELINE = "base"
 """The algorithm that leaves the model untouched: forgetting is counted from its run."""
+JUDGE = "tfidf"
+"""The judge that is taken where none is named."""
 
 
 class Recipe(BaseModel):
@@ -53,10 +55,11 @@ class Recipe(BaseModel):
     attack_prompts: int = Field(64, ge=0, description="prompts that try to talk the model out of its topic")
     checkpoints: int = Field(5, ge=0, description="times that training stops to ask a few evaluation prompts")
     checkpoint_prompts: int = Field(16, ge=2, description="how many of them")
+    judge: str = Field(JUDGE, description="the judge of the replies, by name")
     seed: int = Field(0, ge=0)
     time_limit: float | None = Field(None, gt=0, description="seconds after which the run is ended")
 
-    @field_validator("topic", "model", "data", "algorithm")
+    @field_validator("topic", "model", "data", "algorithm", "judge")
     @classmethod
     def _not_empty(cls, value: str) -> str:
         if not value.strip():

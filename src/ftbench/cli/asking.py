@@ -86,6 +86,7 @@ def read_recipes(
         changes["start"] = _find_start(changes["start"], out)
     budgets = _read_budgets(changes.pop("budget"), changes["device"])
     recipe, options = _recipe(read, changes, settings, registry)
+    registry.find_judge(recipe.judge)
     unused = [name for name in options if name not in wanted and name != BASELINE]
     if unused:
         raise UsageError(f"--set {unused[0]}.…: algorithm '{unused[0]}' is not run; {nearest(unused[0], wanted)}")

@@ -16,6 +16,7 @@ def command(as_json: bool) -> None:
             "version": plugin.version,
             "hooks": list(plugin.hooks),
             "algorithms": [algorithm.name for algorithm in plugin.algorithms],
+            "judges": [judge.name for judge in plugin.judges],
         }
         for plugin in registry.plugins
     ]
@@ -23,6 +24,9 @@ def command(as_json: bool) -> None:
         echo_json(rows)
         return
     echo_table(
-        [[str(row["name"]), str(row["version"]), " ".join(row["hooks"]), " ".join(row["algorithms"])] for row in rows],
-        ["plugin", "version", "hooks", "algorithms"],
+        [
+            [str(row["name"]), str(row["version"]), *(" ".join(row[key]) for key in ("hooks", "algorithms", "judges"))]
+            for row in rows
+        ],
+        ["plugin", "version", "hooks", "algorithms", "judges"],
     )

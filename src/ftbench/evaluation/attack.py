@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ftbench.evaluation.evaluate import EvaluationSettings
 from ftbench.evaluation.generation import generate_replies
-from ftbench.evaluation.judge import Judge
+from ftbench.evaluation.panel import Panel
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length
 
@@ -50,7 +50,7 @@ def attack(
     model: "PreTrainedModel",
     chat: ChatFormat,
     attacks: Sequence[Attack],
-    judge: Judge,
+    panel: Panel,
     settings: EvaluationSettings,
     report: Callable[[int], None],
 ) -> list[AttackReply]:
@@ -61,16 +61,16 @@ def attack(
     replies = generate_replies(
         model, chat, prompts, settings.max_new_tokens, settings.batch_size, report, padded=settings.packed
     )
-    scores = judge.scores([reply.text for reply in replies])
+    verdicts = panel.verdicts([reply.text for reply in replies])
     return [
         AttackReply(
             kind=one.kind,
             prompt=one.prompt,
             reply=reply.text,
-            score=score,
-            on_topic=judge.is_on_topic(score),
+            score=verdict.score,
+            on_topic=verdict.on_topic,
             tokens=reply.tokens,
             ended=reply.ended,
         )
-        for one, reply, score in zip(fitting, replies, scores, strict=True)
+        for one, reply, verdict in zip(fitting, replies, verdicts, strict=True)
     ]

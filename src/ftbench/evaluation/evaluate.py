@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from ftbench.data.task import EvaluationPrompt
 from ftbench.errors import FtbenchError
 from ftbench.evaluation.generation import generate_replies
-from ftbench.evaluation.judge import Judge
+from ftbench.evaluation.panel import Panel
+from ftbench.evaluation.statistics import Measured, kappa, share
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length
 from ftbench.training.encoding import TokenSequence
@@ -23,7 +24,8 @@ class EvaluatedPrompt(BaseModel):
     """One evaluation prompt, the reply, and its scores; a line of replies.jsonl.
 
     `ordinary_nll` is that of the ordinary reply under the model, in nats, over `ordinary_tokens` tokens; both are None
-    where the prompt has no ordinary reply.
+    where the prompt has no ordinary reply. `degenerate` is why a reply counts as no text, None where it is one;
+    `second` is the second judge's verdict, None where it has none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +35,8 @@ class EvaluatedPrompt(BaseModel):
     base_reply: str | None
     score: float
     on_topic: bool
+    degenerate: str | None = None
+    second: bool | None = None
     tokens: int
     ended: bool
     ordinary_nll: float | None
@@ -54,7 +58,7 @@ def evaluate(
     model: "PreTrainedModel",
     chat: ChatFormat,
     items: Sequence[EvaluationPrompt],
-    judge: Judge,
+    panel: Panel,
     settings: EvaluationSettings,
     base_replies: dict[str, str],
     report: Callable[[int], None],
@@ -76,22 +80,33 @@ def evaluate(
     replies = generate_replies(
         model, chat, prompts, settings.max_new_tokens, settings.batch_size, report, padded=settings.packed
     )
-    scores = judge.scores([reply.text for reply in replies])
+    verdicts = panel.verdicts([reply.text for reply in replies])
     losses = _ordinary_losses(model, chat, items, settings)
     return [
         EvaluatedPrompt(
             prompt=item.prompt,
             reply=reply.text,
             base_reply=base_replies.get(item.prompt),
-            score=score,
-            on_topic=judge.is_on_topic(score),
+            score=verdict.score,
+            on_topic=verdict.on_topic,
+            degenerate=verdict.degenerate,
+            second=verdict.second,
             tokens=reply.tokens,
             ended=reply.ended,
             ordinary_nll=loss[0] if loss else None,
             ordinary_tokens=loss[1] if loss else None,
         )
-        for item, reply, score, loss in zip(items, replies, scores, losses, strict=True)
+        for item, reply, verdict, loss in zip(items, replies, verdicts, losses, strict=True)
     ]
+
+
+def agreement(items: Sequence[EvaluatedPrompt]) -> tuple[Measured | None, float | None]:
+    """Return how often both judges say the same, and Cohen's kappa, over the replies that both judged."""
+    both = [(item.on_topic, item.second) for item in items if item.second is not None]
+    if not both:
+        return None, None
+    alike = share(sum(one == other for one, other in both), len(both))
+    return alike, kappa([one for one, _ in both], [other for _, other in both])
 
 
 def _ordinary_losses(

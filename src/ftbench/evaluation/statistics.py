@@ -45,6 +45,17 @@ def unlike_others(replies: Sequence[str]) -> list[bool]:
     return [texts.count(text) == 1 for text in texts]
 
 
+def kappa(one: Sequence[bool], other: Sequence[bool]) -> float | None:
+    """Agreement of two judges beyond chance (Cohen 1960): 1 is full, 0 is chance; None where chance alone is full."""
+    n = len(one)
+    if n == 0:
+        return None
+    agreed = sum(a == b for a, b in zip(one, other, strict=True)) / n
+    first, second = sum(one) / n, sum(other) / n
+    chance = first * second + (1 - first) * (1 - second)
+    return None if chance == 1 else (agreed - chance) / (1 - chance)
+
+
 def rise(differences: Sequence[float], tokens: Sequence[int]) -> Measured:
     """Rise of the loss in nats/token: sum of `differences` / sum of `tokens`.
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData
 from ftbench.evaluation.attack import AttackReply, attack, shipped_attacks
-from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, evaluate
+from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, agreement, evaluate
 from ftbench.evaluation.generation import generate_replies
-from ftbench.evaluation.judge import Judge
+from ftbench.evaluation.panel import Panel
 from ftbench.evaluation.statistics import distinct, rise, share
 from ftbench.models.chat import ChatFormat
 from ftbench.recipe import BASELINE, Recipe
@@ -30,7 +30,7 @@ class Examination:
 
     recipe: Recipe
     data: TaskData
-    judge: Judge
+    panel: Panel
     chat: ChatFormat
     baseline: Sequence[EvaluatedPrompt]
     algorithm: Algorithm
@@ -49,12 +49,12 @@ class Examination:
     def ask(self, model: "PreTrainedModel", report: Callable[[int], None]) -> list[EvaluatedPrompt]:
         """Ask every evaluation prompt."""
         base_replies = {item.prompt: item.reply for item in self.baseline}
-        return evaluate(model, self.chat, self.data.evaluation, self.judge, self._settings, base_replies, report)
+        return evaluate(model, self.chat, self.data.evaluation, self.panel, self._settings, base_replies, report)
 
     def attack(self, model: "PreTrainedModel", report: Callable[[int], None]) -> list[AttackReply]:
         """Ask the prompts that attack."""
         attacks = shipped_attacks(self.recipe.attack_prompts)
-        return attack(model, self.chat, attacks, self.judge, self._settings, report)
+        return attack(model, self.chat, attacks, self.panel, self._settings, report)
 
     def ask_few(self, model: "PreTrainedModel") -> float:
         """Return a model's adherence on the checkpoints' prompts; training can go on afterwards."""
@@ -67,8 +67,8 @@ class Examination:
             )
         finally:
             model.train(was_training)
-        scores = self.judge.scores([reply.text for reply in replies])
-        return sum(map(self.judge.is_on_topic, scores)) / len(scores)
+        verdicts = self.panel.verdicts([reply.text for reply in replies])
+        return sum(verdict.on_topic for verdict in verdicts) / len(verdicts)
 
     def of_few(self, items: Sequence[EvaluatedPrompt]) -> float:
         """Return the adherence on the checkpoints' prompts among all."""
@@ -86,7 +86,9 @@ class Examination:
             "distinct": distinct([item.reply for item in items]),
             "reply_tokens": sum(item.tokens for item in items) / len(items),
             "replies_ended": sum(item.ended for item in items) / len(items),
+            "degenerate": share(sum(item.degenerate is not None for item in items), len(items)),
         }
+        found["agreement"], found["kappa"] = agreement(items)
         if attacks:
             found["adherence_under_attack"] = share(sum(item.on_topic for item in attacks), len(attacks))
         outcomes = self.outcomes(items, attacks)

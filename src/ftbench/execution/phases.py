@@ -6,20 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData, build_task
 from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.evaluation.evaluate import EvaluatedPrompt
-from ftbench.evaluation.judge import VERSION, Judge, Learnt, judge_digest, train_judge
+from ftbench.evaluation.judge import Judge
 from ftbench.execution.checkpoints import Checkpoints, time_to_adherence
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
 from ftbench.execution.examining import Examination
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import Question
-from ftbench.execution.once import once
+from ftbench.execution.judging import judge_facts, train_panel
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.files import folder_bytes, write_jsonl
@@ -83,6 +81,7 @@ class RunInProgress:
 
     recipe: Recipe
     algorithm: Algorithm
+    judge: type[Judge]
     start: Start | None
     folder: Path
     baseline: Sequence[EvaluatedPrompt]
@@ -112,7 +111,8 @@ class RunInProgress:
         facts.meter = Meter(device)
         with self._phase("data"):
             data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
-            judge = self._train_judge(data)
+            panel = train_panel(self.judge, data, recipe)
+            facts.judge = judge_facts(panel, data, recipe)
         self._note_data(data)
         with self._phase("load"):
             files = resolve_model(recipe.model, recipe.revision)
@@ -122,7 +122,7 @@ class RunInProgress:
             facts.system_prompt = self.algorithm.system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
-        examination = Examination(recipe, data, judge, chat, self.baseline, self.algorithm)
+        examination = Examination(recipe, data, panel, chat, self.baseline, self.algorithm)
 
         def load_with(load: "Callable[[Path, torch.device, Precision], PreTrainedModel]", how: Precision) -> LoadBase:
             return load_from(self.start, lambda folder: load(folder or files.folder, device, how))
@@ -179,18 +179,6 @@ class RunInProgress:
     def _meter(self) -> Meter:
         assert self.facts.meter is not None
         return self.facts.meter
-
-    def _train_judge(self, data: TaskData) -> Judge:
-        length = self.recipe.max_new_tokens
-
-        def train() -> Learnt:
-            gold, held_out = (data.on_topic, data.ordinary), (data.held_out_on_topic, data.held_out_ordinary)
-            return train_judge(*gold, *held_out, length).learnt
-
-        judge = once("judge", {"data": data.digest(), "tokens": length}, TypeAdapter(Learnt), train).judge()
-        digest = judge_digest(data.on_topic, data.ordinary, length)
-        self.facts.judge = JudgeFacts(version=VERSION, auc=judge.auc, threshold=judge.threshold, digest=digest)
-        return judge
 
     def _note_data(self, data: TaskData, encoded: Encoded | None = None) -> None:
         self.facts.data = DataFacts(

@@ -43,7 +43,8 @@ def main() -> None:
         algorithm = registry.make(recipe.algorithm, recipe.options)
         start = find_start(recipe, registry)
         beside = baseline.replies() if baseline else []
-        RunInProgress(recipe, algorithm, start, folder, beside, events, facts).carry_out()
+        judge = registry.find_judge(recipe.judge)
+        RunInProgress(recipe, algorithm, judge, start, folder, beside, events, facts).carry_out()
     except Exception as error:
         status, reason = _judge_error(error, recipe, facts.memory_plan)
         shutil.rmtree(folder / MODEL, ignore_errors=True)

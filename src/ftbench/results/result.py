@@ -9,6 +9,8 @@ from ftbench.memory.fit import Reduction
 from ftbench.recipe import Recipe
 
 SCHEMA = 1
+RELIABLE_AUC = 0.9
+"""Below it, a judge mistakes too many gold replies for its verdicts to be trusted."""
 
 Status = Literal["ok", "out-of-memory", "timed-out", "failed", "skipped"]
 
@@ -19,9 +21,20 @@ class JudgeFacts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: str
-    auc: float = Field(description="area under the ROC curve on held-out gold replies")
+    auc: float = Field(description="area under the ROC curve of its own scores on held-out gold replies")
     threshold: float
     digest: str = Field(description="SHA-256 over the version and the texts that it was trained on")
+    refused: float | None = Field(None, description="share of held-out gold replies that are taken for degenerate")
+    shuffles_found: float | None = Field(None, description="share of their shuffles that are")
+    second: str | None = Field(None, description="the version of the judge beside it")
+    second_auc: float | None = Field(None, description="the same area, for that judge")
+
+    @property
+    def warning(self) -> str | None:
+        """Say that it is not to be trusted; None where it is."""
+        if self.auc >= RELIABLE_AUC:
+            return None
+        return f"the judge's held-out AUC is {self.auc:.2f}, below {RELIABLE_AUC:.2f}: adherence says little here"
 
 
 class DataFacts(BaseModel):
@@ -136,6 +149,9 @@ class Measures(BaseModel):
     adherence: Measured | None = None
     adherence_under_attack: Measured | None = None
     distinct: Measured | None = None
+    degenerate: Measured | None = Field(None, description="share of replies that are no text; they count as off topic")
+    agreement: Measured | None = Field(None, description="share of the others that both judges say the same of")
+    kappa: float | None = Field(None, description="Cohen's, of the same verdicts; None where chance alone agrees")
     forgetting: Measured | None = None
     tokens_per_second: float | None = None
     training_seconds: float | None = None

@@ -148,6 +148,8 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
             for name in measures.own
         },
         "judge_auc": first.judge.auc if first.judge else None,
+        "judge_agreement": measures.agreement.mean if measures.agreement else None,
+        "judge_warning": first.judge.warning if first.judge else None,
         "runs": [str(run.folder.name) for run in runs],
     }
     return row

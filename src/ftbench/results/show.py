@@ -110,6 +110,13 @@ def _figures(result: Result) -> dict[str, str]:
         rows["  judge"] = (
             f"{judge.version} ({judge.digest[:8]}), held-out AUC {judge.auc:.3f}, threshold {judge.threshold:.2f}"
         )
+        if judge.second and judge.second_auc is not None:
+            rows["  second judge"] = f"{judge.second}, held-out AUC {judge.second_auc:.3f}"
+        if judge.refused is not None:
+            found = "" if judge.shuffles_found is None else f"; of their shuffles, {judge.shuffles_found:.1%}"
+            rows["  taken for degenerate"] = f"{judge.refused:.1%} of held-out gold replies{found}"
+        if judge.warning:
+            rows["  warning"] = judge.warning
     return rows
 
 
@@ -167,7 +174,7 @@ def _phases(result: Result) -> dict[str, str]:
 
 
 def _reply(item: dict[str, Any]) -> str:
-    verdict = "on topic" if item["on_topic"] else "off topic"
+    verdict = "on topic" if item["on_topic"] else item["degenerate"] or "off topic"
     lines = [
         f"  prompt  {_flat(item['prompt'])}",
         f"  reply   {_flat(item['reply'])}   [{verdict}, {item['score']:.2f}]",

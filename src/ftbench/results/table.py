@@ -103,6 +103,7 @@ def _reference(rows: list[Row]) -> str:
 def notes(rows: list[Row]) -> list[str]:
     """Say below a table what its cells have no room for."""
     lines = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in rows if row["reason"]]
+    lines += dict.fromkeys(f"warning: {row['judge_warning']}" for row in rows if row["judge_warning"])
     tests = sum(row["difference"] is not None and row["difference"]["p_corrected"] is not None for row in rows)
     if tests:
         lines.append(
