@@ -61,6 +61,8 @@ def collect(model: "PreTrainedModel", family: Family, sequences: Sequence[Sequen
             for layer in layers:
                 stack.enter_context(layer.watching())
             for _ in range(PASSES):
+                for layer in layers:
+                    layer.begin_pass()
                 draw = torch.Generator().manual_seed(0)
                 for sequence in sequences:
                     _run(model, torch.tensor([list(sequence)], device=model.device), draw)
@@ -89,6 +91,14 @@ def _run(model: "PreTrainedModel", ids: Tensor, draw: torch.Generator) -> None:
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
 
 
+@dataclass(frozen=True)
+class _Weighing:
+    """What weighs a pass: the inverses of the moments of the one before."""
+
+    weighed: Tensor
+    fisher: Tensor
+
+
 class _Moments:
     """The first and second moment of the inputs, and the weighed second moments of inputs and gradients."""
 
@@ -99,25 +109,22 @@ class _Moments:
         self.fisher = torch.zeros(out, out, device=device)
         self.tokens = 0
 
-    def add(self, x: Tensor, g: Tensor, before: "_Moments | None") -> None:
+    def add(self, x: Tensor, g: Tensor, before: _Weighing | None) -> None:
         """Add tokens, `[seq, hidden]` and `[seq, out]`, weighed by the inverse moments of the pass before, if any."""
         self.inputs += x.T @ x
         self.mean += x.sum(0)
         self.tokens += len(x)
-        self.weighed += (x if before is None else x * before.weight(g, before.fisher)).T @ x
-        self.fisher += (g if before is None else g * before.weight(x, before.weighed)).T @ g
+        self.weighed += (x if before is None else x * _weight(g, before.fisher)).T @ x
+        self.fisher += (g if before is None else g * _weight(x, before.weighed)).T @ g
 
-    @staticmethod
-    def weight(rows: Tensor, inverse: Tensor) -> Tensor:
-        """Return rowᵀ inverse row over their width, `[seq, 1]`: one on average."""
-        return ((rows @ inverse) * rows).sum(1, keepdim=True) / rows.shape[1]
-
-    def inverted(self) -> "_Moments":
+    def inverted(self) -> _Weighing:
         """Return what weighs the next pass."""
-        found = _Moments(len(self.weighed), len(self.fisher), self.inputs.device)
-        found.weighed = _inverse(self.weighed / self.tokens)
-        found.fisher = _inverse(self.fisher / self.tokens)
-        return found
+        return _Weighing(_inverse(self.weighed / self.tokens), _inverse(self.fisher / self.tokens))
+
+
+def _weight(rows: Tensor, inverse: Tensor) -> Tensor:
+    """Return rowᵀ inverse row over their width, `[seq, 1]`: one on average."""
+    return ((rows @ inverse) * rows).sum(1, keepdim=True) / rows.shape[1]
 
 
 def _inverse(moment: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ class _Sums:
         self._sizes = key.shape[1], 2 * len(key), key.device
         self._moments = _Moments(*self._sizes)
         self._done: _Moments | None = None
-        self._before: _Moments | None = None
+        self._before: _Weighing | None = None
         self._distances = torch.zeros(longest, dtype=torch.float32, device=key.device)
         self._x = torch.empty(0)
 
@@ -163,10 +170,12 @@ class _Sums:
     def _see_gradients(self, gradient: Tensor) -> None:
         self._moments.add(self._x, gradient[0].float(), self._before)
 
+    def begin_pass(self) -> None:
+        if self._done is not None and self.is_finite:
+            self._before = self._done.inverted()
+
     def end_pass(self) -> None:
         self._done, self._moments = self._moments, _Moments(*self._sizes)
-        if self.is_finite:
-            self._before = self._done.inverted()
 
     @property
     def is_finite(self) -> bool:
