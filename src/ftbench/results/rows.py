@@ -189,37 +189,33 @@ def _adherence(runs: Sequence[Run], outcomes: str, figure: str) -> Measured | No
 
 
 def _forgetting(runs: Sequence[Run]) -> Measured | None:
-    if len(runs) > 1 and _table(runs, "on_topic") is not None:
+    outcomes = _alike(runs, "rise", "ordinary_tokens") if len(runs) > 1 else None
+    if outcomes is not None:
         import numpy as np
 
-        outcomes = [_outcomes(run) for run in runs]
-        known = [
-            index
-            for index in range(len(outcomes[0].rise))
-            if all(each.rise[index] is not None and each.ordinary_tokens[index] for each in outcomes)
-        ]
-        if len(known) > 1:
-            sums = np.array([[each.rise[index] for index in known] for each in outcomes], float)
-            tokens = np.array([[each.ordinary_tokens[index] for index in known] for each in outcomes], float)
-            return ratio_over_seeds(sums, tokens)
+        sums = np.array([each.rise for each in outcomes], float)  # None becomes NaN
+        tokens = np.array([each.ordinary_tokens for each in outcomes], float)
+        known = np.isfinite(sums).all(axis=0) & (np.nan_to_num(tokens) > 0).all(axis=0)
+        if known.sum() > 1:
+            return ratio_over_seeds(sums[:, known], tokens[:, known])
     value = _over_seeds(runs, "forgetting")
     return None if value is None else Measured(**value)
 
 
-def _outcomes(run: Run) -> Outcomes:
-    assert run.result.outcomes is not None
-    return run.result.outcomes
+def _alike(runs: Sequence[Run], *names: str) -> list[Outcomes] | None:
+    """Return the outcomes of runs that were asked the same, and hold as many of each name; None where they do not."""
+    found = [run.result.outcomes for run in runs]
+    known = [each for each in found if each is not None]
+    asked = {(each.prompts, each.attacks, *(len(getattr(each, name)) for name in names)) for each in known}
+    return known if len(known) == len(found) and len(asked) == 1 else None
 
 
 def _table(runs: Sequence[Run], name: str) -> "NDArray[Any] | None":
     """Return what became of each prompt under each seed, `[seed, prompt]`; None where they were not asked the same."""
     import numpy as np
 
-    found = [run.result.outcomes for run in runs]
-    asked = {(each.prompts, each.attacks, len(getattr(each, name))) if each else None for each in found}
-    if len(asked) > 1 or None in asked:
-        return None
-    return np.array([getattr(each, name) for each in found], bool)
+    found = _alike(runs, name)
+    return None if found is None else np.array([getattr(each, name) for each in found], bool)
 
 
 def _hold_against(name: str, groups: Sequence[Sequence[_Held]]) -> None:
