@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from ftbench.evaluation.evaluate import EvaluationSettings
-from ftbench.evaluation.generation import generate_replies
+from ftbench.evaluation.evaluate import EvaluationSettings, judged_replies
 from ftbench.evaluation.panel import Panel
 from ftbench.models.chat import ChatFormat
-from ftbench.models.loading import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,22 +53,16 @@ def attack(
     report: Callable[[int], None],
 ) -> list[AttackReply]:
     """Return the judged replies to the attacks that fit into the model's context."""
-    room = context_length(model.config) - settings.max_new_tokens
-    fitting = [one for one in attacks if len(chat.prompt_ids(one.prompt)) <= room]
-    prompts = [one.prompt for one in fitting]
-    replies = generate_replies(
-        model, chat, prompts, settings.max_new_tokens, settings.batch_size, report, padded=settings.packed
-    )
-    verdicts = panel.verdicts([reply.text for reply in replies])
+    judged = judged_replies(model, chat, [one.prompt for one in attacks], panel, settings, report)
     return [
         AttackReply(
-            kind=one.kind,
-            prompt=one.prompt,
-            reply=reply.text,
-            score=verdict.score,
-            on_topic=verdict.on_topic,
-            tokens=reply.tokens,
-            ended=reply.ended,
+            kind=attacks[one.place].kind,
+            prompt=attacks[one.place].prompt,
+            reply=one.reply.text,
+            score=one.verdict.score,
+            on_topic=one.verdict.on_topic,
+            tokens=one.reply.tokens,
+            ended=one.reply.ended,
         )
-        for one, reply, verdict in zip(fitting, replies, verdicts, strict=True)
+        for one in judged
     ]

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ftbench.data.task import EvaluationPrompt
 from ftbench.errors import FtbenchError
-from ftbench.evaluation.generation import generate_replies
-from ftbench.evaluation.panel import Panel
+from ftbench.evaluation.generation import GeneratedReply, generate_replies
+from ftbench.evaluation.panel import Panel, Verdict
 from ftbench.evaluation.statistics import Measured, kappa, share
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length
@@ -54,6 +54,34 @@ class EvaluationSettings:
     packed: bool = True
 
 
+@dataclass(frozen=True)
+class JudgedReply:
+    """A reply, what is said of it, and the place of its prompt among those that were to be asked."""
+
+    place: int
+    reply: GeneratedReply
+    verdict: Verdict
+
+
+def judged_replies(
+    model: "PreTrainedModel",
+    chat: ChatFormat,
+    prompts: Sequence[str],
+    panel: Panel,
+    settings: EvaluationSettings,
+    report: Callable[[int], None],
+) -> list[JudgedReply]:
+    """Ask the prompts that leave room for a reply in the model's context, and judge what it says."""
+    room = context_length(model.config) - settings.max_new_tokens
+    places = [place for place, prompt in enumerate(prompts) if len(chat.prompt_ids(prompt)) <= room]
+    fitting = [prompts[place] for place in places]
+    replies = generate_replies(
+        model, chat, fitting, settings.max_new_tokens, settings.batch_size, report, padded=settings.packed
+    )
+    verdicts = panel.verdicts([reply.text for reply in replies])
+    return [JudgedReply(*one) for one in zip(places, replies, verdicts, strict=True)]
+
+
 def evaluate(
     model: "PreTrainedModel",
     chat: ChatFormat,
@@ -70,33 +98,28 @@ def evaluate(
     Raises:
         FtbenchError: no prompt fits.
     """
-    room = context_length(model.config) - settings.max_new_tokens
-    items = [item for item in items if len(chat.prompt_ids(item.prompt)) <= room]
-    if not items:
+    judged = judged_replies(model, chat, [item.prompt for item in items], panel, settings, report)
+    if not judged:
         raise FtbenchError(
             f"no evaluation prompt fits into the model's context of {context_length(model.config)} tokens"
         )
-    prompts = [item.prompt for item in items]
-    replies = generate_replies(
-        model, chat, prompts, settings.max_new_tokens, settings.batch_size, report, padded=settings.packed
-    )
-    verdicts = panel.verdicts([reply.text for reply in replies])
-    losses = _ordinary_losses(model, chat, items, settings)
+    asked = [items[one.place] for one in judged]
+    losses = _ordinary_losses(model, chat, asked, settings)
     return [
         EvaluatedPrompt(
             prompt=item.prompt,
-            reply=reply.text,
+            reply=one.reply.text,
             base_reply=base_replies.get(item.prompt),
-            score=verdict.score,
-            on_topic=verdict.on_topic,
-            degenerate=verdict.degenerate,
-            second=verdict.second,
-            tokens=reply.tokens,
-            ended=reply.ended,
+            score=one.verdict.score,
+            on_topic=one.verdict.on_topic,
+            degenerate=one.verdict.degenerate,
+            second=one.verdict.second,
+            tokens=one.reply.tokens,
+            ended=one.reply.ended,
             ordinary_nll=loss[0] if loss else None,
             ordinary_tokens=loss[1] if loss else None,
         )
-        for item, reply, verdict, loss in zip(items, replies, verdicts, losses, strict=True)
+        for item, one, loss in zip(asked, judged, losses, strict=True)
     ]
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData
 from ftbench.evaluation.attack import AttackReply, attack, shipped_attacks
-from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, agreement, evaluate
-from ftbench.evaluation.generation import generate_replies
+from ftbench.evaluation.evaluate import EvaluatedPrompt, EvaluationSettings, agreement, evaluate, judged_replies
 from ftbench.evaluation.panel import Panel
 from ftbench.evaluation.statistics import distinct, rise, share
 from ftbench.models.chat import ChatFormat
@@ -60,27 +59,24 @@ class Examination:
         """Return a model's adherence on the checkpoints' prompts; training can go on afterwards."""
         was_training = model.training
         model.eval()
-        settings, prompts = self._settings, self._few()
         try:
-            replies = generate_replies(
-                model, self.chat, prompts, settings.max_new_tokens, len(prompts), _ignore, padded=settings.packed
-            )
+            judged = judged_replies(model, self.chat, self._few(), self.panel, self._settings, _ignore)
         finally:
             model.train(was_training)
-        verdicts = self.panel.verdicts([reply.text for reply in replies])
-        return sum(verdict.on_topic for verdict in verdicts) / len(verdicts)
+        return _share([one.verdict.on_topic for one in judged])
 
     def of_few(self, items: Sequence[EvaluatedPrompt]) -> float:
         """Return the adherence on the checkpoints' prompts among all."""
         few = set(self._few())
-        found = [item.on_topic for item in items if item.prompt in few]
-        return sum(found) / len(found) if found else 0.0
+        return _share([item.on_topic for item in items if item.prompt in few])
 
     def _few(self) -> list[str]:
         return [item.prompt for item in self.data.evaluation[: self.recipe.checkpoint_prompts]]
 
-    def measures(self, items: Sequence[EvaluatedPrompt], attacks: Sequence[AttackReply]) -> dict[str, Any]:
-        """Return the figures."""
+    def measures(
+        self, items: Sequence[EvaluatedPrompt], attacks: Sequence[AttackReply], outcomes: Outcomes
+    ) -> dict[str, Any]:
+        """Return the figures of all that was asked, and of what became of it."""
         found: dict[str, Any] = {
             "adherence": share(sum(item.on_topic for item in items), len(items)),
             "distinct": distinct([item.reply for item in items]),
@@ -91,11 +87,10 @@ class Examination:
         found["agreement"], found["kappa"] = agreement(items)
         if attacks:
             found["adherence_under_attack"] = share(sum(item.on_topic for item in attacks), len(attacks))
-        outcomes = self.outcomes(items, attacks)
         rows = [
-            (rise, tokens)
-            for rise, tokens in zip(outcomes.rise, outcomes.ordinary_tokens, strict=True)
-            if rise is not None and tokens is not None
+            (nats, tokens)
+            for nats, tokens in zip(outcomes.rise, outcomes.ordinary_tokens, strict=True)
+            if nats is not None and tokens is not None
         ]
         if rows:
             found["forgetting"] = rise(*zip(*rows, strict=True))
@@ -117,6 +112,10 @@ class Examination:
 
 def _difference(nll: float | None, base: float | None) -> float | None:
     return None if nll is None or base is None else nll - base
+
+
+def _share(verdicts: Sequence[bool]) -> float:
+    return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
 
 def _digest(prompts: list[str]) -> str:

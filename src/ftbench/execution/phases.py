@@ -156,8 +156,8 @@ class RunInProgress:
             attacks = examination.attack(model, lambda done: self.events.send(Progress(prompts + done)))
         facts.measures["cache_bytes_per_token"] = cache_bytes_per_token(model)
         facts.measures["own"] = self.algorithm.figures()
-        facts.measures |= examination.measures(items, attacks)
         facts.outcomes = examination.outcomes(items, attacks)
+        facts.measures |= examination.measures(items, attacks, facts.outcomes)
         if "training_tokens" in facts.measures:
             end = Checkpoint(
                 tokens=facts.measures["training_tokens"],
