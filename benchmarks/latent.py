@@ -2,6 +2,7 @@
 
 python benchmarks/latent.py oasst1-en-validation.jsonl                 one-shot, about ten minutes
 python benchmarks/latent.py oasst1-en-validation.jsonl --heal          and 20,000 tokens of healing; half an hour
+python benchmarks/latent.py oasst1-en-validation.jsonl --heal --ways   and by other texts, rates and steps; an hour more
 
 Calibration: 3,072 tokens of OASST1's conversations. In-domain: others of these, 4,096 tokens. Other domain: Python's
 language reference, as every Python carries it, 4,096 tokens. All in texts of 512 tokens, in float32. Healing: half on
@@ -43,6 +44,18 @@ HEALED: list[dict[str, Any]] = [
     {"kv": 0.3125, "recipe": "fisher", "heal": 20_000},
     {"kv": 0.3125, "recipe": "fisher", "mode": "exact-rope", "heal": 20_000},
 ]
+WAYS: list[dict[str, Any]] = [
+    {**HEALED[0], "rope_dims": 32, **way}
+    for way in (
+        {"texts": "drawn", "rate": 3e-4, "step_tokens": 512},
+        {"texts": "conversations", "rate": 3e-4, "step_tokens": 512},
+        *({"texts": "both", "rate": rate, "step_tokens": 512} for rate in (1e-4, 3e-4, 5e-4)),
+        {"texts": "both", "rate": 3e-4, "step_tokens": 512, "length": 512},
+        {"texts": "both", "rate": 2e-4, "step_tokens": 256},
+    )
+] + [{**HEALED[1], "texts": "both", "rate": 3e-4, "step_tokens": 512}]
+HEALING = {"heal": 0, "texts": "both", "rate": 2e-4, "step_tokens": 256, "length": 256}
+"""What a case may say of healing, with what holds where it does not: tokens, which texts, learning rate, lengths."""
 
 
 def main() -> None:
@@ -50,14 +63,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="OASST1's English validation messages")
     parser.add_argument("--heal", action="store_true")
+    parser.add_argument("--ways", action="store_true")
     given = parser.parse_args()
     path = HERE / "latent" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    calibration, healing, *domains = _texts(given.file)
-    wanted = [case for case in CASES + (HEALED if given.heal else []) if case not in [row["case"] for row in rows]]
-    known = [[predict(base, text) for text in texts] for texts in domains] if wanted and (base := _load()) else []
-    for case in CASES + (HEALED if given.heal else []):
+    calibration, healing, *domains = read_texts(given.file)
+    cases = CASES + (HEALED if given.heal else []) + (WAYS if given.ways else [])
+    wanted = [case for case in cases if case not in [row["case"] for row in rows]]
+    known = [[predict(base, text) for text in texts] for texts in domains] if wanted and (base := load_base()) else []
+    for case in cases:
         if case not in [row["case"] for row in rows]:
             found = _measure(case, calibration, healing, domains, known)
             rows.append({"case": case, **found})
@@ -69,8 +84,8 @@ def main() -> None:
 Texts = list[list[int]]
 
 
-def _texts(file: str) -> tuple[Texts, Texts, Texts, Texts]:
-    """Return texts to calibrate on, to heal on (shorter ones), others of the same kind, and of another kind."""
+def read_texts(file: str) -> tuple[Texts, Texts, Texts, Texts]:
+    """Return texts to calibrate on, to heal on, others of the same kind, and of another kind."""
     folder = resolve_model(read_recipe("quick").model, None).folder
     chat = ChatFormat(load_tokenizer(folder))
     content = read_source(file, "en").content
@@ -82,11 +97,12 @@ def _texts(file: str) -> tuple[Texts, Texts, Texts, Texts]:
     cut = [talk[begin : begin + LENGTH] for begin in range(0, len(talk) - LENGTH, LENGTH)]
     other = [prose[begin : begin + LENGTH] for begin in range(0, len(prose) - LENGTH, LENGTH)]
     step = len(other) // inside
-    healing = [half for text in cut[calibration + inside :] for half in (text[: LENGTH // 2], text[LENGTH // 2 :])]
-    return cut[:calibration], healing, cut[calibration : calibration + inside], other[: inside * step : step]
+    same, healing = cut[calibration : calibration + inside], cut[calibration + inside :]
+    return cut[:calibration], healing, same, other[: inside * step : step]
 
 
-def _load() -> Any:
+def load_base() -> Any:
+    """Return the untouched model."""
     folder = resolve_model(read_recipe("quick").model, None).folder
     return load_model(folder, torch.device("cpu"))
 
@@ -96,21 +112,26 @@ def _measure(
 ) -> dict[str, Any]:
     """Convert, heal where it is asked for, and compare."""
     torch.manual_seed(0)
-    model = _load()
-    settings = Settings(**{name: value for name, value in case.items() if name != "heal"})
+    model = load_base()
+    settings = Settings(**{name: value for name, value in case.items() if name not in HEALING})
+    healed: dict[str, Any] = {name: case.get(name, usual) for name, usual in HEALING.items()}
     start = perf_counter()
     teacher = convert_keeping(model, calibration, settings)
     found: dict[str, Any] = {"convert_seconds": round(perf_counter() - start, 1), "ranks": model.config.latent_ranks}
-    if case.get("heal"):
-        length = 256
-        many = case["heal"] // length
+    if healed["heal"]:
+        length, converted = healed["length"], perf_counter()
+        many = healed["heal"] // length
+        share = {"drawn": many, "both": many - many // 2, "conversations": 0}[healed["texts"]]
         with teacher.in_place() as base:
-            drawn = draw_texts(base, base.config.bos_token_id, many - many // 2, length, seed=0)
-        texts = alternating(healing[: many // 2], drawn)
-        found["draw_seconds"] = round(perf_counter() - start - found["convert_seconds"], 1)
+            drawn = draw_texts(base, base.config.bos_token_id, share, length, seed=0) if share else []
+        talk = [text[begin : begin + length] for text in healing for begin in range(0, LENGTH, length)][: many - share]
+        texts = alternating(talk, drawn) if talk and drawn else talk or drawn
+        drew = perf_counter()
+        found["draw_seconds"] = round(drew - converted, 1)
         losses: list[float] = []
-        heal(model, teacher, texts, 2e-4, HealSettings(), lambda loss, *_: losses.append(loss))
-        found["heal_seconds"] = round(perf_counter() - start - found["convert_seconds"] - found["draw_seconds"], 1)
+        settled = HealSettings(step_tokens=healed["step_tokens"])
+        heal(model, teacher, texts, healed["rate"], settled, lambda loss, *_: losses.append(loss))
+        found["heal_seconds"] = round(perf_counter() - drew, 1)
         found["heal_losses"] = losses
     for name, texts, predicted in zip(("inside", "outside"), domains, known, strict=True):
         found[name] = asdict(diverge(model, texts, predicted))

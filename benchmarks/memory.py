@@ -3,7 +3,7 @@
 python benchmarks/memory.py cpu                 live tensor bytes; minutes
 python benchmarks/memory.py cuda                bytes allocated, 0.1B to 8B; for a card of 80 GiB and more
 
-Each case is a process of its own: it predicts from the configuration, then trains a model with random weights for three
+Each case is a process of its own: it predicts from the configuration, then trains a model with random weights for five
 steps. A line a case is added to benchmarks/memory/DEVICE.jsonl; cases that are there are not made again.
 """
 
@@ -91,10 +91,11 @@ def _carry_out(case: Case) -> dict[str, Any]:
     micro = case["micro_batch"] * plan.examples[0].tokens
     way = Cut(micro, case["checkpointing"])
     precision = choose_precision("auto", device)
-    (predicted,) = forecast(Question(folder, plan, device, precision), registry.make(case["algorithm"], {}), [way])
+    question = Question(load_config(folder), plan, device, precision)
+    (predicted,) = forecast(question, registry.make(case["algorithm"], {}), [way])
     torch.manual_seed(0)
     with device:
-        model = AutoModelForCausalLM.from_config(load_config(folder), dtype=torch_dtype(precision))
+        model = AutoModelForCausalLM.from_config(question.config, dtype=torch_dtype(precision))
     algorithm = registry.make(case["algorithm"], {})
     model = algorithm.adapt(prepare(model.eval()), [])
     if device.type == "cuda":
@@ -120,7 +121,7 @@ def _plan(case: Case, *, pairs: bool) -> Any:
     sequence = TokenSequence((11,) * case["length"], case["length"] // 4)
     other = TokenSequence((12,) * case["length"], case["length"] // 4)
     example = EncodedExample(sequence, other if pairs else None)
-    return Plan((example,) * case["batch"], 3 * case["batch"] * example.tokens, case["batch"], 0)
+    return Plan((example,) * case["batch"], 5 * case["batch"] * example.tokens, case["batch"], 0)
 
 
 def _line(row: dict[str, Any]) -> str:

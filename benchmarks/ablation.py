@@ -1,0 +1,184 @@
+"""What each part of the latent-attention decomposition is worth, on SmolLM2-135M at half the cache, `exact-rope`.
+
+python benchmarks/ablation.py oasst1-en-validation.jsonl               about twenty minutes
+
+Texts, and what is compared, as in benchmarks/latent.py. Each case changes the moments that the factors are the best
+by, or how ranks and rotated dimensions are chosen. A line a case is added to benchmarks/latent/ablation.jsonl; what is
+there is not measured again.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from latent import load_base, read_texts
+from torch import Tensor
+
+from ftbench_mla import convert, statistics
+from ftbench_mla.family import Family
+from ftbench_mla.heal import diverge, predict
+from ftbench_mla.statistics import LayerStatistics, shrunk
+
+HERE = Path(__file__).parent
+HALF = {"kv": 0.5, "mode": "exact-rope"}
+ALIKE = {**HALF, "rank": 192}
+"""Half of 384 in every layer, in place of ranks that are shared out."""
+NEXT_TO_NOTHING = 1e-3
+
+Moments = tuple[Tensor, Tensor]
+"""Of the inputs, `[hidden, hidden]`, and of the gradients, `[out, out]`; made of tokens, `[seq, …]`, in float64."""
+Fit = Callable[[Tensor, Tensor], Moments]
+
+
+def k_fac(x: Tensor, g: Tensor) -> Moments:
+    """Every token counts the same (Martens and Grosse 2015)."""
+    return x.T @ x / len(x), g.T @ g / len(g)
+
+
+def without_first(x: Tensor, g: Tensor) -> Moments:
+    """Leave out the first token of every text, which all others attend to."""
+    kept = torch.arange(len(x)) % 512 != 0
+    return k_fac(x[kept], g[kept])
+
+
+def nearest(clip: float | None = None, rounds: int = 3) -> Fit:
+    """The Kronecker product that is nearest in the least squares (Van Loan and Pitsianis 1993)."""
+
+    def fit(x: Tensor, g: Tensor) -> Moments:
+        inputs, gradients = k_fac(x, g)
+        for _ in range(rounds):
+            inputs = _weighed(x, _form(g, gradients).clamp(max=clip) if clip else _form(g, gradients))
+            gradients = _weighed(g, _form(x, inputs))
+        return inputs, gradients
+
+    return fit
+
+
+def matrix_normal(rounds: int = 3, power: float = 1.0, only: str = "both", shrink: bool = False) -> Fit:
+    """The maximum of the matrix normal's likelihood (Dutilleul 1999), as the plugin has it where it is shrunk."""
+
+    def fit(x: Tensor, g: Tensor) -> Moments:
+        inputs, gradients = k_fac(x, g)
+        for _ in range(rounds):
+            of_gradients = _form(g, torch.linalg.inv(shrunk(gradients, NEXT_TO_NOTHING))) ** power
+            of_inputs = _form(x, torch.linalg.inv(shrunk(inputs, NEXT_TO_NOTHING))) ** power
+            inputs = inputs if only == "gradients" else _weighed(x, of_gradients)
+            gradients = gradients if only == "inputs" else _weighed(g, of_inputs)
+        if shrink:
+            return shrunk(inputs, statistics.SHRINK_INPUTS), shrunk(gradients, statistics.SHRINK_FISHER)
+        return inputs, gradients
+
+    return fit
+
+
+def _form(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Return rowᵀ matrix row, one on average, `[seq]`."""
+    found = ((rows @ matrix) * rows).sum(1)
+    return found / found.mean()
+
+
+def _weighed(rows: Tensor, weights: Tensor) -> Tensor:
+    return (rows * (weights / weights.mean())[:, None]).T @ rows / len(rows)
+
+
+def a_tenth(x: Tensor, g: Tensor) -> Moments:
+    """Replace a tenth of the gradients' moment by the identity."""
+    inputs, gradients = k_fac(x, g)
+    return inputs, shrunk(gradients, 0.1)
+
+
+TAKEN = matrix_normal(shrink=True)
+CASES: dict[str, tuple[Fit, dict[str, Any]]] = {
+    "weights alone": (k_fac, {**HALF, "recipe": "plain"}),
+    "inputs whitened, keys and values balanced, all layers alike": (k_fac, {**ALIKE, "recipe": "balanced"}),
+    "Fisher, all layers alike": (k_fac, ALIKE),
+    "Fisher, ranks shared out": (k_fac, HALF),
+    "the same, first tokens of texts left out": (without_first, HALF),
+    "the same, a tenth of the Fisher's moment replaced by the identity": (a_tenth, HALF),
+    "nearest Kronecker product, three rounds": (nearest(), HALF),
+    "the same, weights clipped at ten": (nearest(10.0), HALF),
+    "matrix normal, three rounds": (matrix_normal(), HALF),
+    "only the inputs weighed": (matrix_normal(only="inputs"), HALF),
+    "only the gradients weighed": (matrix_normal(only="gradients"), HALF),
+    "six rounds": (matrix_normal(6), HALF),
+    "the square root of the weights": (matrix_normal(power=0.5), HALF),
+    "the weights' power 1.5": (matrix_normal(power=1.5), HALF),
+    "three rounds, both drawn a little to the identity": (TAKEN, HALF),
+    "one round, both drawn": (matrix_normal(1, shrink=True), HALF),
+    "two rounds, both drawn": (matrix_normal(2, shrink=True), HALF),
+    **{f"absorbable, 50 %, {dims} rotated": (TAKEN, {"kv": 0.5, "rope_dims": dims}) for dims in (40, 48, 64, 80)},
+    **{f"absorbable, 31.25 %, {dims} rotated": (TAKEN, {"kv": 0.3125, "rope_dims": dims}) for dims in (24, 32, 40, 48)},
+}
+
+
+def main() -> None:
+    """Measure what is not there yet, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="OASST1's English validation messages")
+    given = parser.parse_args()
+    path = HERE / "latent" / "ablation.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    wanted = [name for name in CASES if name not in [row["case"] for row in rows]]
+    if wanted:
+        calibration, _, *domains = read_texts(given.file)
+        base = load_base()
+        known = [[predict(base, text) for text in texts] for texts in domains]
+        tokens, seen = _tokens(base, calibration)
+    for name in wanted:
+        fit, settings = CASES[name]
+        model = _converted(fit, settings, calibration, tokens, seen)
+        pairs = zip(("inside", "outside"), domains, known, strict=True)
+        rows.append({"case": name, **{where: asdict(diverge(model, texts, told)) for where, texts, told in pairs}})
+        with path.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    for row in rows:
+        print(f"{row['case']:70} {row['inside']['kl']:.3f} / {row['outside']['kl']:.3f}")
+
+
+class _Kept(statistics._Moments):
+    """Keeps the tokens themselves beside their moments; `every` holds all that were made, in the order of layers."""
+
+    every: list["_Kept"] = []
+
+    def __init__(self, *sizes: Any) -> None:
+        super().__init__(*sizes)
+        self.x: list[Tensor] = []
+        self.g: list[Tensor] = []
+        self.every.append(self)
+
+    def add(self, x: Tensor, g: Tensor, before: Any) -> None:
+        """Add tokens, and keep them."""
+        self.x.append(x.clone())
+        self.g.append(g.clone())
+        super().add(x, g, before)
+
+
+def _tokens(base: Any, calibration: list[list[int]]) -> tuple[list[Moments], list[LayerStatistics]]:
+    """Return each layer's inputs and gradients, `[seq, …]`, and its statistics, from one pass."""
+    statistics._Moments, statistics.PASSES = _Kept, 1  # type: ignore[misc]
+    seen = statistics.collect(base, Family.of(base.config), calibration)
+    kept = [one for one in _Kept.every if one.tokens]
+    return [(torch.cat(one.x).double(), torch.cat(one.g).double()) for one in kept], seen
+
+
+def _converted(
+    fit: Fit, settings: dict[str, Any], calibration: Any, tokens: Sequence[Moments], seen: Sequence[LayerStatistics]
+) -> Any:
+    """Convert with the moments that `fit` makes of the tokens."""
+    fitted = [fit(x, g) for x, g in tokens]
+    told = [
+        replace(one, weighed=inputs, fisher=gradients) for one, (inputs, gradients) in zip(seen, fitted, strict=True)
+    ]
+    convert.collect = lambda *_: told  # type: ignore[assignment]
+    convert.RECIPES["balanced"] = ("query", "sensitivity", "balanced")
+    model = load_base()
+    convert.convert_keeping(model, calibration, convert.Settings(**settings))
+    return model
+
+
+if __name__ == "__main__":
+    main()

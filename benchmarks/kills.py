@@ -1,0 +1,138 @@
+"""Runs that are killed (SIGKILL) at random moments: does the store hold the whole result or none, and does it go on?
+
+python benchmarks/kills.py [--times 50]                   about a quarter of an hour
+
+Each time a run of a tiny random model is started, and the launcher, the worker or both are killed at a moment between
+its start and the time that an unbroken run takes. Then the store is read, the run is started again, and its replies are
+held against those of an unbroken run. A line a time is added to benchmarks/kills/cpu.jsonl.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).parent
+SEED = 20_261_123
+
+
+def main() -> None:
+    """Kill as often as is asked for, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=50)
+    times = parser.parse_args().times
+    path = HERE / "kills" / "cpu.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    draw = random.Random(SEED)
+    with tempfile.TemporaryDirectory() as place:
+        settings = _prepare(Path(place))
+        whole, out = Path(place) / "whole", Path(place) / "out"
+        for each in (whole, out):
+            _run([*settings, "--algo", "base", "--out", str(each)])
+        begin = time.monotonic()
+        _run([*settings, "--algo", "lora", "--out", str(whole)])
+        longest = time.monotonic() - begin
+        for number in range(times):
+            row = _once([*settings, "--out", str(out)], draw.uniform(0, longest), draw.choice(KILLED), out, whole)
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{number + 1:3} {row}", flush=True)
+
+
+KILLED = ("launcher", "worker", "both")
+
+
+def _prepare(place: Path) -> list[str]:
+    """Write a tiny model and its data; return what every run is asked for."""
+    from ftbench.checking.subject import boat_pairs
+    from ftbench.checking.tiny import make_llama
+
+    make_llama(place / "model")
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in boat_pairs()))
+    settings = ["--model", str(place / "model"), "--data", str(place / "pairs.jsonl"), "--topic", "boats"]
+    return [*settings, "--tokens", "20000", "--set", "max_new_tokens=8", "--set", "evaluation_prompts=6"]
+
+
+def _run(arguments: list[str]) -> None:
+    subprocess.run(_command(arguments), check=True, capture_output=True, env=_environment())
+
+
+def _command(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "ftbench", "run", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _once(settings: list[str], after: float, whom: str, out: Path, whole: Path) -> dict[str, Any]:
+    """Start a run, kill it, look at the store, start it again."""
+    arguments = [*settings, "--algo", "lora", "--save-every", "0.05"]
+    launcher = subprocess.Popen(
+        _command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
+    )
+    time.sleep(after)
+    _kill(launcher, whom)
+    launcher.wait()
+    runs, broken = _look(out)
+    kept = bool(list(out.glob(".training-*.safetensors")))
+    _run(arguments)
+    after_runs, after_broken = _look(out)
+    ok = [run for run in after_runs if run.result.status == "ok" and run.result.recipe.algorithm == "lora"]
+    expected = next(run for run in _look(whole)[0] if run.result.recipe.algorithm == "lora")
+    row = {
+        "after_s": round(after, 2),
+        "killed": whom,
+        "left": [run.result.status for run in runs if run.result.recipe.algorithm == "lora"],
+        "broken": broken + after_broken,
+        "state": kept,
+        "resumed": ok[-1].result.measures.resumed,
+        "same": ok[-1].replies() == expected.replies() and ok[-1].result.outcomes == expected.result.outcomes,
+        "litter": sorted(each.name for each in out.glob(".*")),
+    }
+    for run in after_runs:
+        if run.result.recipe.algorithm == "lora":
+            subprocess.run(["rm", "-r", str(run.folder)], check=True)
+    return row
+
+
+def _kill(launcher: "subprocess.Popen[bytes]", whom: str) -> None:
+    try:
+        process = psutil.Process(launcher.pid)
+        workers = process.children(recursive=True)
+        chosen = {"launcher": [process], "worker": workers, "both": [process, *workers]}[whom]
+        for one in chosen:
+            one.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _look(out: Path) -> tuple[list[Any], list[str]]:
+    """Read the store, and every file of each run; return the runs and what is wrong with them."""
+    from ftbench.errors import FtbenchError
+    from ftbench.results.store import read_runs
+
+    runs, broken = read_runs(out)
+    for run in runs:
+        try:
+            replies, steps = run.replies() if run.result.status == "ok" else [], run.steps()
+        except FtbenchError as error:
+            broken.append(str(error))
+            continue
+        trained = run.result.status == "ok" and run.result.recipe.algorithm != "base"
+        if trained and not (replies and steps and (run.folder / "model" / "adapter_model.safetensors").is_file()):
+            broken.append(f"{run.folder.name} lacks a part")
+    return runs, broken
+
+
+if __name__ == "__main__":
+    main()
