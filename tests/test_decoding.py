@@ -1,0 +1,116 @@
+"""Replies token by token: what a row is told is what the whole sequence says, and does not hang on the others."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ftbench.models.attention import is_packed
+from ftbench.models.decoding import ROOM, ROWS, Decoder, Row
+from ftbench.models.loading import prepare
+from tiny import VOCABULARY
+
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZE: dict[str, Any] = {
+    **TOKENS,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+KINDS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZE, num_key_value_heads=2),
+    "window": MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=9),
+    "gpt2": GPT2Config(**TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=256),
+    "neox": GPTNeoXConfig(**SIZE),
+    "opt": OPTConfig(**TOKENS, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4),
+}
+
+
+def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    return prepare(model.eval().to(dtype))
+
+
+def draw_rows(seed: int, count: int, longest: int = 90) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, longest))] for _ in range(count)]
+
+
+def write_all(decoder: Decoder, rows: list[list[int]], lengths: list[int], joins: list[int]) -> list[list[Tensor]]:
+    """Write each row greedily to its length; it joins after so many passes of the others."""
+    found: list[list[Tensor]] = [[] for _ in rows]
+    living: dict[Row, int] = {}
+    step = 0
+    while living or any(join >= step for join in joins):
+        for index, join in enumerate(joins):
+            if join == step:
+                row, logits = decoder.read(rows[index])
+                found[index].append(logits)
+                living[row] = index
+        if living:
+            newest = {row: int(found[index][-1].argmax()) for row, index in living.items()}
+            for row, logits in decoder.write(newest).items():
+                found[living[row]].append(logits)
+        for row in [row for row, index in living.items() if len(found[index]) >= lengths[index]]:
+            decoder.drop(row)
+            del living[row]
+        step += 1
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_come_and_go_say_what_whole_sequences_say(kind: str) -> None:
+    model = build(KINDS[kind], torch.float64)
+    assert is_packed(model)
+    rows, draw = draw_rows(1, 9), random.Random(2)
+    lengths, joins = [draw.randint(2, 30) for _ in rows], [draw.randint(0, 12) for _ in rows]
+    decoder = Decoder(model)
+    found = write_all(decoder, rows, lengths, joins)
+    assert decoder.held == 0
+    assert any(len(ids) < ROOM < len(ids) + length - 1 for ids, length in zip(rows, lengths, strict=True))
+    for ids, logits in zip(rows, found, strict=True):
+        said = [int(one.argmax()) for one in logits]
+        with torch.inference_mode():
+            whole = model(input_ids=torch.tensor([ids + said[:-1]]), use_cache=False).logits[0, len(ids) - 1 :]
+        torch.testing.assert_close(torch.stack(logits), whole.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 7, ROWS, ROWS + 3])
+def test_in_bf16_every_bit_is_the_same_alone_and_among_others(count: int) -> None:
+    model = build(KINDS["llama"], torch.bfloat16)
+    rows = draw_rows(3, count)
+    lengths = [random.Random(index).randint(2, 40) for index in range(count)]
+    together = write_all(Decoder(model), rows, lengths, [index % 5 for index in range(count)])
+    for ids, length, logits in list(zip(rows, lengths, together, strict=True))[:7]:
+        (alone,) = write_all(Decoder(model), [ids], [length], [0])
+        assert torch.equal(torch.stack(alone), torch.stack(logits))
+
+
+def test_memory_is_given_back() -> None:
+    decoder = Decoder(build(KINDS["llama"], torch.float32))
+    rows = [decoder.read([5] * length)[0] for length in (3, 70, 10)]
+    assert decoder.held == 2 * ROOM + 2 * ROOM
+    decoder.drop(rows[0])
+    decoder.write(dict.fromkeys(rows[1:], 7))
+    decoder.drop(rows[1])
+    assert decoder.held == 2 * ROOM
+    decoder.drop(rows[2])
+    assert decoder.held == 0
