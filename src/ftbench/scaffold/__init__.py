@@ -1,0 +1,1 @@
+"""A plugin to begin with: `ftbench new NAME` writes a distribution that installs, passes its tests and runs."""

@@ -1,0 +1,182 @@
+"""Hooks besides algorithms and judges: a stranger's command and report section; and that no hook is left untested."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ftbench import hookspecs
+from ftbench.cli import main
+from ftbench.plugins import load_plugins
+from made_results import make_run, store
+from strangers import install
+
+COMMANDS = '''
+import click
+import ftbench
+
+@click.command()
+@click.argument("words", nargs=-1)
+def greet(words):
+    """Greet politely."""
+    if "badly" in words:
+        raise ZeroDivisionError("no\\nmanners")
+    if "wrongly" in words:
+        raise ftbench.UsageError("greet whom?")
+    click.echo("hello " + " ".join(words))
+
+@click.command(name="run")
+def other():
+    """Take the place of a shipped command."""
+
+@ftbench.hookimpl
+def ftbench_commands():
+    return [greet, other]
+'''
+SECTIONS = '''
+import ftbench
+
+class Counts(ftbench.ReportSection):
+    """How many runs there are of each algorithm."""
+    name = "counts"
+    title = "Counts <b>"
+    def build(self, runs):
+        rows = [(run.result.recipe.algorithm, str(len(run.replies()))) for run in runs]
+        return ftbench.ReportTable("Replies <i>of</i> each run.", ("algorithm", "replies"), tuple(rows))
+
+class Fails(ftbench.ReportSection):
+    """Raises."""
+    name = "fails"
+    title = "Never shown"
+    def build(self, runs):
+        return 1 / 0
+
+class Empty(ftbench.ReportSection):
+    """Has nothing to show."""
+    name = "empty"
+    title = "Never shown"
+    def build(self, runs):
+        return None
+
+class Html(ftbench.ReportSection):
+    """Returns what is no table."""
+    name = "html"
+    title = "Never shown"
+    def build(self, runs):
+        return "<script>alert(1)</script>"
+
+@ftbench.hookimpl
+def ftbench_report_sections():
+    return [Counts, Fails, Empty, Html]
+'''
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    said = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, said.out, said.err
+
+
+@pytest.fixture
+def polite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path / "site", "polite-stranger", COMMANDS)))
+
+
+@pytest.mark.usefixtures("polite")
+def test_a_strangers_command_is_listed_and_called(capsys: pytest.CaptureFixture[str]) -> None:
+    taken = "warning: plugin polite-stranger: command 'run' is left out: ftbench has that name\n"
+    assert call(capsys, "greet", "you", "all") == (0, "hello you all\n", taken)
+    code, out, err = call(capsys, "--help")
+    assert code == 0
+    assert re.search(r"Commands of plugins:\n  greet  Greet politely.", out)
+    assert err == taken
+    assert "Run algorithms on a task" in out
+
+
+@pytest.mark.usefixtures("polite")
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["greet", "badly"], 1, "plugin polite-stranger 1.0, command 'greet': ZeroDivisionError: no manners"),
+        (["greet", "wrongly"], 2, "ftbench: greet whom?"),
+        (["greet", "--loud"], 2, "No such option"),
+        (["gret"], 2, "did you mean 'greet'"),
+    ],
+    ids=["raises", "usage", "option", "typo"],
+)
+def test_what_goes_wrong_in_it_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    ended, _, err = call(capsys, *arguments)
+    assert ended == code
+    (line,) = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("brings-print", ("[greet, other]", "[print]"), "is not a click.Command"),
+        ("says-nothing", ('    """Greet politely."""\n', ""), "has no docstring"),
+    ],
+)
+def test_what_is_no_command_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: tuple[str, str], words: str
+) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path, name, COMMANDS.replace(*change))))
+    registry = load_plugins()
+    (warning,) = registry.warnings
+    assert name in warning
+    assert words in warning
+    assert not registry.commands
+
+
+def test_a_strangers_section_is_in_the_report_as_text_and_a_bad_one_costs_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path / "site", "counting-stranger", SECTIONS)))
+    store(make_run("lora"), tmp_path / "runs")
+    code, _, err = call(capsys, "report", "--out", str(tmp_path / "runs"), "--to", str(tmp_path / "page.html"))
+    assert code == 0
+    page = (tmp_path / "page.html").read_text()
+    body = page[page.index('<section id="plugin-counts">') :]
+    assert "Counts &lt;b&gt;" in body
+    assert "Replies &lt;i&gt;of&lt;/i&gt; each run." in body
+    assert re.search(r"<tr><td>lora</td><td>\d+</td></tr>", body)
+    assert '<a href="#plugin-counts">' in page
+    assert "Never shown" not in page
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert "plugin counting-stranger 1.0, Fails.build: ZeroDivisionError" in lines[0]
+    assert "Html.build returned str" in lines[1]
+
+
+def test_plugins_lists_what_each_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path / "site", "counting-stranger", SECTIONS, needs="ftbench>=0.1")))
+    _, out, _ = call(capsys, "plugins", "--json")
+    (row,) = [row for row in json.loads(out) if row["name"] == "counting-stranger"]
+    assert row["report_sections"] == ["counts", "fails", "empty", "html"]
+    assert row["requires"] == ">=0.1"
+    _, out, _ = call(capsys, "plugins")
+    assert re.search(r"counting-stranger +1.0 +>=0.1 +ftbench_report_sections +counts fails empty html", out)
+
+
+HOOKS = [name for name in vars(hookspecs) if name.startswith("ftbench_")]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_implemented_by_a_stranger_in_some_test(hook: str) -> None:
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert f"\ndef {hook}():\n" in tests
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_says_what_it_takes_and_where_it_shows(hook: str) -> None:
+    text = getattr(hookspecs, hook).__doc__
+    assert text.startswith("Return the ")
+    assert "`" in text

@@ -1,0 +1,78 @@
+"""FTBENCH_TRACE=1 says what plugins did, and changes nothing of it."""
+
+import copy
+import inspect
+from pathlib import Path
+
+import pytest
+
+from ftbench.algorithm import Algorithm
+from ftbench.observing import METHODS
+from ftbench.plugins import load_plugins
+from ftbench.tracing import VARIABLE, trace
+from strangers import FAULTS, ftbench, install
+from tiny import load, train
+
+
+def traced(name: str) -> tuple[Algorithm, list[str]]:
+    lines: list[str] = []
+    algorithm = load_plugins().make(name, {})
+    trace(algorithm, "ftbench-it 1.0", lines.append)
+    return algorithm, lines
+
+
+def test_every_method_of_the_contract_is_seen() -> None:
+    own = {name for name, value in vars(Algorithm).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert set(METHODS) == own
+
+
+def test_each_call_is_a_line_with_what_went_in_and_out(tiny_llama: Path) -> None:
+    algorithm, lines = traced("full")
+    assert algorithm.system_prompt("boats") is None
+    model = algorithm.adapt(load(tiny_llama), [])
+    steps = train(algorithm, model)
+    assert lines[0].startswith("ftbench-it 1.0: Full.system_prompt('boats') -> None (0.0")
+    assert lines[1].startswith("ftbench-it 1.0: Full.adapt(LlamaForCausalLM, list) -> LlamaForCausalLM (")
+    calls = int(lines[2].split(": ")[2].split()[0])
+    assert lines[2].startswith("ftbench-it 1.0: Full.loss: ")
+    assert calls >= len(steps)
+    assert lines[3].startswith("ftbench-it 1.0: Full.train(Training) -> None (")
+    assert len(lines) == 4
+
+
+def test_what_is_raised_is_said_and_raised() -> None:
+    algorithm, lines = traced("full")
+    with pytest.raises(AttributeError):
+        algorithm.save(None, Path("nowhere"))  # type: ignore[arg-type]
+    assert lines[0].startswith("ftbench-it 1.0: Full.save(None, 'nowhere') raised AttributeError (")
+
+
+def test_a_copy_that_a_plan_is_made_with_is_not_traced() -> None:
+    algorithm, lines = traced("lora")
+    copied = copy.deepcopy(algorithm)
+    assert copied.system_prompt("boats") is None
+    assert copied.loss.__self__ is copied  # type: ignore[attr-defined]
+    assert lines == []
+
+
+def test_hooks_and_methods_are_traced_from_the_command_line(
+    tmp_path: Path, tiny_llama: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "1")
+    plugins = install(tmp_path / "site", "ftbench-faults", FAULTS)
+    task: list[str | Path] = [
+        "--model",
+        tiny_llama,
+        "--data",
+        pairs_file,
+        "--topic",
+        "boats",
+        "--out",
+        tmp_path / "runs",
+    ]
+    done = ftbench("run", "--algo", "base", *task, "--set", "max_new_tokens=4", plugins=plugins)
+    assert done.returncode == 0, done.stderr
+    assert "ftbench trace: ftbench-faults 1.0: ftbench_algorithms -> raises, killed, " in done.stderr
+    assert "base: ftbench-baselines 0.1.0: Base.system_prompt('boats') -> None (" in done.stderr
+    (log,) = (tmp_path / "runs").glob("base-*/log.txt")
+    assert "ftbench trace: ftbench-baselines 0.1.0: Base.figures() -> {} (" in log.read_text()
