@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_models import make_gpt2, make_llama
+from ftbench.checking.tiny import make_gpt2, make_llama
 
 OASST1_FILE = Path(__file__).parents[2] / "shared" / "data" / "oasst1-en-validation.jsonl"
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 GOOD = '''
@@ -111,15 +112,29 @@ def ftbench_algorithms():
 '''
 
 
-def install(folder: Path, name: str, source: str, version: str = "1.0") -> Path:
+def install(folder: Path, name: str, source: str, version: str = "1.0", needs: str = "ftbench") -> Path:
     """Write a distribution with one module into `folder`, as pip does; the folder is ready for PYTHONPATH."""
     module = name.replace("-", "_")
     info = folder / f"{module}-{version}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {needs}\n"
+    (info / "METADATA").write_text(metadata)
     (info / "entry_points.txt").write_text(f"[ftbench]\n{module} = {module}\n")
     (folder / f"{module}.py").write_text(source)
     return folder
+
+
+def editable(folder: Path, site: Path) -> Path:
+    """Write into `site` what pip does of a distribution installed with -e: metadata, and where its sources are."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    needs = "".join(f"Requires-Dist: {need}\n" for need in project["dependencies"])
+    named = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n{needs}"
+    (info / "METADATA").write_text(named)
+    entries = "".join(f"{key} = {value}\n" for key, value in project["entry-points"]["ftbench"].items())
+    (info / "entry_points.txt").write_text(f"[ftbench]\n{entries}")
+    return site
 
 
 def command_line(*arguments: str | Path) -> list[str]:

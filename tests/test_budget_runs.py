@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from ftbench.checking.tiny import make_llama
 from ftbench.memory.budget import parse_bytes
 from ftbench.results.store import Run, read_runs
-from tiny_models import make_llama
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the budget of a process")
 PART = 0.9

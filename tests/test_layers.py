@@ -77,6 +77,21 @@ def test_normalisation_is_transformers(dtype: torch.dtype) -> None:
         assert (one - other).norm() <= (0.01 if dtype == torch.bfloat16 else 1e-6) * other.norm()
 
 
+@pytest.mark.parametrize("size", [16, 576, 960, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_are_transformers_to_the_bit(dtype: torch.dtype, size: int) -> None:
+    """Else an exported model, which transformers reads alone, would write other replies than those measured."""
+    torch.manual_seed(0)
+    theirs = LlamaRMSNorm(size, eps=1e-5).to(dtype)
+    theirs.weight.data.normal_()
+    ours: LlamaRMSNorm = LlamaRMSNorm(size, eps=1e-5).to(dtype)
+    ours.__class__ = RMSNorm  # type: ignore[assignment]
+    ours.load_state_dict(theirs.state_dict())
+    for rows in (1, 7, 600):
+        x = 5 * torch.randn(2, rows, size, dtype=dtype)
+        assert torch.equal(ours(x), theirs(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_gate_is_transformers(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

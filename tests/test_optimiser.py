@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ftbench.models import precision
 from ftbench.models.precision import choose_precision, torch_dtype
 from ftbench.training import optimiser
 from ftbench.training.optimiser import MasterAdamW, clip
@@ -101,6 +102,7 @@ def test_a_precision_that_is_asked_for_is_taken(asked: str) -> None:
 def test_otherwise_it_is_what_the_processor_is_fast_in(
     slow: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftbench.models.precision._seconds", lambda dtype: 2.0 if dtype == slow else 1.0)
+    monkeypatch.setattr(precision, "_has_bf16", precision._has_bf16.__wrapped__)  # else is tried once a process
+    monkeypatch.setattr(precision, "_seconds", lambda *dtypes: [2.0 if dtype == slow else 1.0 for dtype in dtypes])
     assert choose_precision("auto", CPU) == expected
     assert torch_dtype(choose_precision("auto", CPU)) != slow

@@ -3,7 +3,7 @@
 import ast
 import json
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pluggy
@@ -11,7 +11,8 @@ import pytest
 
 import ftbench as public
 from ftbench import hookspecs
-from ftbench.plugins import GROUP, Registry, load_plugins
+from ftbench.plugins import GROUP, load_plugins
+from ftbench.registry import Registry
 from strangers import GOOD, ftbench, install
 
 SHIPPED = {"base", "prompt", "full", "lora"}
@@ -62,6 +63,36 @@ def test_bad_plugin_costs_one_line_that_names_its_distribution(load: Load, name:
 def test_good_stranger_is_listed_with_its_version_and_hook(load: Load) -> None:
     plugin = load({"good-stranger": GOOD}).plugin_of("good")
     assert (plugin.name, plugin.version, plugin.hooks) == ("good-stranger", "1.0", ("ftbench_algorithms",))
+
+
+@pytest.mark.parametrize(
+    ("needs", "shown"),
+    [
+        ("ftbench", ""),
+        ("ftbench>=0.1", ">=0.1"),
+        ("FTBench <99,>=0.0.1", "<99,>=0.0.1"),
+        ("ftbench>=99; extra == 'test'", ""),
+        ("ftbench-lora>=99", ""),
+    ],
+)
+def test_a_plugin_for_this_ftbench_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: str, shown: str
+) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path, "good-stranger", GOOD, needs=needs)))
+    registry = load_plugins()
+    assert registry.warnings == ()
+    assert registry.plugin_of("good").requires == shown
+
+
+@pytest.mark.parametrize("needs", ["ftbench>=99", "ftbench<0.1", "ftbench==0.0.1"])
+def test_a_plugin_for_another_ftbench_is_left_out_with_its_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: str
+) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path, "good-stranger", "1 / 0", needs=needs)))  # not even imported
+    (warning,) = load_plugins().warnings
+    assert warning.startswith(
+        f"plugin good-stranger is left out: it is made for {needs}, and this is {version('ftbench')};"
+    )
 
 
 def test_shipped_plugins_come_through_entry_points_alone() -> None:

@@ -1,10 +1,8 @@
-import importlib.util
 import math
 import re
 import shlex
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
@@ -12,18 +10,10 @@ import pytest
 from ftbench.cli import ftbench
 from ftbench.plugins import load_plugins
 from ftbench.training.logprobs import CompletionLogProbs, SequenceLogProbs
+from made_module import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def commands() -> list[str]:

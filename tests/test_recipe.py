@@ -154,7 +154,6 @@ def test_an_unknown_setting_names_the_nearest(field: str, nearest: str) -> None:
         ("memory_budget", 0),
         ("max_length", 8),
         ("device", "tpu"),
-        ("task", "chess"),
         ("model", " "),
         ("topic", ""),
         ("options", 5),

@@ -22,7 +22,7 @@ from strangers import FAULTS, ftbench, install
 
 Done = subprocess.CompletedProcess[str]
 PEFT = ("peft:dora", "peft:ia3", "peft:oft", "peft:vera")
-TRAINED = ("dpo", "full", "lora", "mla", "orpo", *PEFT, "simpo", "trl-sft", "trl-dpo", "trl-orpo")
+TRAINED = ("dpo", "full", "lora", "mla", "orpo", *PEFT, "simper", "simpo", "trl-sft", "trl-dpo", "trl-orpo")
 SHIPPED = ("base", "prompt", *TRAINED)
 SKIPPED = ("peft:oft",)
 """As peft's comparison sets it, OFT finds nothing to train in a model this small."""

@@ -13,6 +13,7 @@ from ftbench.memory.fit import Fit
 from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.training.batching import Plan
 from ftbench.training.encoding import EncodedExample, TokenSequence
+from ftbench.training.logprobs import completion_logprobs
 from ftbench.training.trainer import OptimiserSettings, StepReport, Training
 
 VOCABULARY = 259
@@ -57,6 +58,13 @@ def draw_pairs(seed: int, count: int = 5, prompt: int | None = None) -> tuple[En
         same_prompt = chosen.ids[: chosen.prompt_length] + rejected.ids[chosen.prompt_length :]
         examples.append(EncodedExample(chosen, TokenSequence(same_prompt, chosen.prompt_length)))
     return tuple(examples)
+
+
+def lead(model: PreTrainedModel, pairs: Sequence[EncodedExample]) -> float:
+    """By how much chosen completions are likelier than rejected ones: nats a token, mean over the pairs."""
+    with torch.no_grad():
+        found = completion_logprobs(model, pairs)
+    return (found.chosen.per_token - found.rejected.per_token).mean().item()
 
 
 def make_training(

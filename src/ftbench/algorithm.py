@@ -22,7 +22,18 @@ class AlgorithmConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    learning_rate: float = 1e-4
+    learning_rate: float = Field(1e-4, description="the highest of the schedule, in training the task")
+
+    if not TYPE_CHECKING:  # or no misspelt field would be found by a type checker
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name.startswith("_"):
+                    raise
+                known = nearest(name, type(self).model_fields)
+                raise AttributeError(f"the configuration has no field '{name}'; {known}") from None
 
 
 NO_ADAPTER = "none"
@@ -95,6 +106,8 @@ class Algorithm:
         """Set by the core where `Config` is an `AdapterConfig` that names one: `adapt`, `save`, `load` are its."""
         self.then: Algorithm | None = None
         """Set by the core where `Config` is a `ThenConfig` that names one: what is needed and packed is its."""
+        self.instruction: str | None = None
+        """Set by the core where the task says in words what it asks: see `system_prompt`."""
 
     @property
     def packed(self) -> bool:
@@ -124,7 +137,11 @@ class Algorithm:
         return other.skip(recipe) if other else None
 
     def system_prompt(self, topic: str) -> str | None:
-        """Return the system prompt to train, evaluate and serve under; None leaves the model's own."""
+        """Return the system prompt to train, evaluate and serve under; None leaves the model's own.
+
+        Args:
+            topic: what the task is about; tasks other than the topic's have put what they ask into `self.instruction`.
+        """
         return None
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
@@ -193,6 +210,6 @@ def configure(algorithm: type[Algorithm], options: dict[str, Any]) -> Algorithm:
         raise UsageError(f"algorithm '{algorithm.name}' cannot be made with these options: {text}") from error
 
 
-def summary(algorithm: type[Algorithm]) -> str:
-    """Return the first line of the algorithm's docstring."""
-    return ((algorithm.__doc__ or "").strip().splitlines() or [""])[0]
+def summary(kind: type[Any]) -> str:
+    """Return the first line of the docstring of an algorithm, or of what else a plugin brings."""
+    return ((kind.__doc__ or "").strip().splitlines() or [""])[0]

@@ -16,6 +16,14 @@ class Skip(FtbenchError):  # noqa: N818  what happened is no error
     """An algorithm does not apply to this model or data; the run's status is then `skipped`, this its reason."""
 
 
+class ContractError(FtbenchError):
+    """A plugin did other than its contract says; its author can mend it. `where` names the method, if it is known."""
+
+    def __init__(self, text: str, where: str | None = None) -> None:
+        super().__init__(text)
+        self.where = where
+
+
 class Unpredictable(FtbenchError):  # noqa: N818  what happened is no error
     """What an algorithm takes in memory cannot be told beforehand, for this reason; it can be run all the same."""
 

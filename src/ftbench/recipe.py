@@ -28,8 +28,8 @@ class Recipe(BaseModel):
     revision: str | None = Field(None, description="the hub revision of the model (a commit, a tag or a branch)")
     data: str = Field("sample", description="sample, oasst1, or a .jsonl[.gz] file")
     lang: str = Field("en", description="language of the messages, as OASST1 codes it")
-    task: Literal["topic"] = "topic"
-    topic: str = Field("trains", description="a shipped topic, or a file with one topic word a line")
+    task: str = Field("topic", description="what is taught, by name")
+    topic: str = Field("trains", description="a shipped topic, or a file of words; of other tasks what they ask for")
     algorithm: str = BASELINE
     options: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own options")
     memory_budget: int | None = Field(None, ge=1, le=2**60, description="bytes that training may add; none is no limit")
@@ -59,7 +59,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0)
     time_limit: float | None = Field(None, gt=0, description="seconds after which the run is ended")
 
-    @field_validator("topic", "model", "data", "algorithm", "judge")
+    @field_validator("task", "topic", "model", "data", "algorithm", "judge")
     @classmethod
     def _not_empty(cls, value: str) -> str:
         if not value.strip():

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ftbench.algorithm import Algorithm, configure
 from ftbench.errors import UsageError
-from ftbench.plugins import Registry, load_plugins
+from ftbench.plugins import load_plugins
+from ftbench.registry import Registry
 from ftbench.training.logprobs import CompletionLogProbs, SequenceLogProbs, completion_logprobs
 from ftbench.training.trainer import StepReport
 from ftbench_dpo import Dpo

@@ -8,7 +8,8 @@ import torch
 
 from ftbench.algorithm import configure
 from ftbench.errors import Skip, UsageError
-from ftbench.plugins import Registry, load_plugins
+from ftbench.plugins import load_plugins
+from ftbench.registry import Registry
 from ftbench.training.encoding import EncodedExample
 from ftbench.training.logprobs import completion_logprobs, sequence_logprobs
 from ftbench.training.trainer import StepReport

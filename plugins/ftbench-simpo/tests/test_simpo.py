@@ -11,7 +11,7 @@ from ftbench.plugins import load_plugins
 from ftbench.training.logprobs import CompletionLogProbs, SequenceLogProbs, completion_logprobs
 from ftbench.training.trainer import StepReport
 from ftbench_simpo import Simpo
-from tiny import draw_pairs, load, make_training
+from tiny import draw_pairs, lead, load, make_training
 
 
 @pytest.mark.parametrize(("beta", "gamma_ratio"), [(2.0, 0.5), (10.0, 0.3), (1.0, 0.0)])
@@ -34,16 +34,11 @@ def test_it_needs_no_reference_and_lets_the_chosen_lead(tiny_llama: Path) -> Non
     model = algorithm.adapt(load(tiny_llama), [])
     pairs = draw_pairs(0, 8)
 
-    def lead() -> float:
-        with torch.no_grad():
-            found = completion_logprobs(model, pairs)
-        return (found.chosen.per_token - found.rejected.per_token).mean().item()
-
-    before = lead()
+    before = lead(model, pairs)
     reports: list[StepReport] = []
     algorithm.train(make_training(model, pairs, tokens=6000, learning_rate=1e-2, reports=reports))
     assert {report.stage for report in reports} == {"train"}
-    assert lead() > before + 0.5
+    assert lead(model, pairs) > before + 0.5
     with torch.no_grad():
         assert completion_logprobs(model, pairs).chosen.reference is None
 

@@ -1,5 +1,6 @@
 """The command line: a file per command, imported when it is asked for."""
 
+import copy
 import importlib
 import signal
 import sys
@@ -16,6 +17,11 @@ _COMMANDS = {
     "table": "Print the table of finished runs.",
     "report": "Write one HTML file: table, charts, replies.",
     "show": "Show one run: settings, figures, some replies.",
+    "chat": "Talk with a run's model in the terminal.",
+    "serve": "Serve runs: OpenAI's API, and a chat page.",
+    "export": "Write a run's model for other programs.",
+    "new": "Write a plugin to begin with: one algorithm that runs.",
+    "check": "Run the contract tests of an algorithm.",
     "algos": "List the algorithms, with what each needs.",
     "plugins": "List the installed plugins.",
     "recipes": "List the shipped recipes, or print one.",
@@ -25,14 +31,14 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Knows every command by name, and imports the one that is called."""
+    """Knows every command by name, and imports the one that is called; plugins are asked for all other names."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [*_COMMANDS, *_brought()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            return _brought().get(cmd_name)
         module = importlib.import_module(f"ftbench.cli.{cmd_name}")
         command: click.Command = module.command
         return command
@@ -40,13 +46,53 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            raise UsageError(f"no such command '{args[0]}'; {nearest(args[0], _COMMANDS)}")
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            brought = _brought()
+            if args[0] not in brought:
+                raise UsageError(f"no such command '{args[0]}'; {nearest(args[0], [*_COMMANDS, *brought])}")
+            return args[0], brought[args[0]], args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
+        if brought := _brought():
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, command.get_short_help_str()) for name, command in brought.items()])
+
+
+def _brought() -> dict[str, click.Command]:
+    """Return the commands that plugins bring, by name; no shipped one can be replaced."""
+    from ftbench.cli.common import registry_with_warnings, warn
+
+    registry = registry_with_warnings()
+    warn(
+        f"plugin {plugin.name}: command '{name}' is left out: ftbench has that name"
+        for name, (_, plugin) in registry.commands.items()
+        if name in _COMMANDS
+    )
+    return {
+        name: _shielded(command, f"plugin {plugin.name} {plugin.version}, command '{name}'")
+        for name, (command, plugin) in registry.commands.items()
+        if name not in _COMMANDS
+    }
+
+
+def _shielded(command: click.Command, where: str) -> click.Command:
+    """Return a stranger's command, whose errors are said in one line as all others are."""
+    shielded = copy.copy(command)
+
+    def invoke(context: click.Context) -> Any:
+        try:
+            return type(command).invoke(shielded, context)
+        except (FtbenchError, click.ClickException, click.exceptions.Exit, click.exceptions.Abort, BrokenPipeError):
+            raise
+        except Exception as error:  # a stranger's code may raise anything
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise FtbenchError(f"{where}: {text}; 'ftbench --debug' shows where") from error
+
+    shielded.invoke = invoke  # type: ignore[method-assign, assignment]
+    return shielded
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

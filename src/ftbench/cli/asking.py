@@ -9,8 +9,8 @@ import click
 from ftbench.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from ftbench.plugins import Registry
     from ftbench.recipe import Recipe
+    from ftbench.registry import Registry
 
 _OPTIONS = [
     click.option(
@@ -24,8 +24,9 @@ _OPTIONS = [
     ),
     click.option("--model", help="The shipped model's name, a hub id (owner/name) or a folder."),
     click.option("--revision", help="Hub revision of the model."),
-    click.option("--data", help="sample, oasst1, or a .jsonl[.gz] file."),
-    click.option("--topic", help="A shipped topic, or a file with a topic word a line."),
+    click.option("--data", help="sample, oasst1, a plugin's, or a .jsonl[.gz] file."),
+    click.option("--task", help="What is taught: topic, style, pairs, or a plugin's."),
+    click.option("--topic", help="A shipped topic, or a file with a topic word a line; of other tasks what they ask."),
     click.option("--lang", help="Language of the messages."),
     click.option(
         "--from", "start", metavar="RUN", help="Start from the model of an earlier run in --out, or its folder."
@@ -74,8 +75,8 @@ def read_recipes(
     Raises:
         UsageError: what is asked for does not exist or does not fit together.
     """
-    from ftbench.plugins import merged
     from ftbench.recipe import BASELINE, read_recipe
+    from ftbench.registry import merged
 
     read = read_recipe(recipe_name)
     own = read if "algorithm" in read.model_fields_set else None
@@ -113,7 +114,7 @@ def _expand(algorithms: Sequence[str], own: "Recipe | None", registry: "Registry
 
     The algorithm that the recipe itself names has its options there, and may be a file's, which need not exist.
     """
-    from ftbench.plugins import ALL
+    from ftbench.contract import ALL
     from ftbench.recipe import BASELINE
 
     wanted: dict[str, dict[str, Any]] = {}
@@ -147,26 +148,50 @@ def _recipe(
     given = {key: value for key, value in changes.items() if value is not None}
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
-        key, separator, value = setting.partition("=")
-        owner, dot, option = key.partition(".")
-        if not separator or not key:
-            raise UsageError(f"--set {setting}: write NAME=VALUE, for example lora.rank=32")
-        if dot:
+        owner, key, value = _setting(setting)
+        if owner:
             registry.find(owner)
-            options.setdefault(owner, {})[option] = _value(value)
+            options.setdefault(owner, {})[key] = value
         elif key not in Recipe.model_fields or key in ("algorithm", "options"):
             raise UsageError(
                 f"--set {key}: no such setting; {nearest(key, Recipe.model_fields)}, or ALGORITHM.OPTION=VALUE"
             )
         else:
-            given[key] = _value(value)
+            given[key] = value
     if "data" in given and given["data"] != recipe.data and "topic" not in given:
         raise UsageError(
             f"--data {given['data']} needs a --topic: a shipped one, a file of words, or what your own pairs are about"
         )
     if "model" in given and given["model"] != recipe.model:
         given.setdefault("revision", None)
+    task = registry.find_task(given.get("task", recipe.task))
+    if "judge" not in given and "judge" not in recipe.model_fields_set:
+        given["judge"] = task.judge
     return recipe.change(**given), options
+
+
+def options_of(algorithms: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return each algorithm's own options, by its name, where nothing but these can be set.
+
+    Raises:
+        UsageError: a setting is none of these algorithms'.
+    """
+    options: dict[str, dict[str, Any]] = {name: {} for name in algorithms}
+    for setting in settings:
+        owner, key, value = _setting(setting)
+        if owner not in options:
+            raise UsageError(f"--set {setting}: write ALGORITHM.OPTION=VALUE; {nearest(owner, options)}")
+        options[owner][key] = value
+    return options
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    """Read what --set says: the algorithm (empty for the recipe's own), the setting, its value."""
+    key, separator, value = text.partition("=")
+    owner, dot, option = key.partition(".")
+    if not separator or not key:
+        raise UsageError(f"--set {text}: write NAME=VALUE, for example lora.rank=32")
+    return (owner, option, _value(value)) if dot else ("", key, _value(value))
 
 
 def _value(text: str) -> Any:
@@ -182,7 +207,7 @@ def _value(text: str) -> Any:
 def _for_algorithm(recipe: "Recipe", name: str, options: dict[str, Any], registry: "Registry") -> "Recipe":
     """Return the recipe for one algorithm, its defaults written out."""
     from ftbench.execution.starting import find_start
-    from ftbench.plugins import merged
+    from ftbench.registry import merged
 
     held = recipe.options if recipe.algorithm == name else {}
     algorithm = registry.make(name, merged(held, options))

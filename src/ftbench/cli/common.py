@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ftbench.plugins import Registry
+    from ftbench.registry import Registry
     from ftbench.results.store import Run
 
 out_option = click.option(
@@ -61,3 +61,14 @@ def echo_table(rows: list[list[str]], headings: list[str], widths: list[int | No
     from tabulate import tabulate
 
     click.echo(tabulate(rows, headings, tablefmt="simple", disable_numparse=True, maxcolwidths=widths))
+
+
+def quieten_libraries() -> None:
+    """Keep what libraries say while a model is loaded off the terminal."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")

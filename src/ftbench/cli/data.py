@@ -2,40 +2,46 @@
 
 import click
 
-from ftbench.cli.common import echo_table
+from ftbench.cli.common import echo_table, registry_with_warnings
 
 
 @click.command(name="data")
 @click.argument("data", required=False)
-@click.option("--topic", default="trains", show_default=True, help="The topic to look at.")
+@click.option("--task", default="topic", show_default=True, help="The task to look at.")
+@click.option("--topic", default="trains", show_default=True, help="Its topic.")
 @click.option("--lang", default="en", show_default=True, help="Language of the messages.")
 @click.option(
     "--examples", default=3, show_default=True, type=click.IntRange(min=0), help="How many examples to print."
 )
-def command(data: str | None, topic: str, lang: str, examples: int) -> None:
-    """List data and topics, or show the task that DATA gives: counts, what was left out, some examples."""
+def command(data: str | None, task: str, topic: str, lang: str, examples: int) -> None:
+    """List data, tasks and topics, or show the task that DATA gives: counts, what was left out, some examples."""
+    from ftbench.algorithm import summary
     from ftbench.data.sources import SHIPPED
     from ftbench.data.topics import shipped_topics
 
+    registry = registry_with_warnings()
     if data is None:
-        echo_table([[name, text] for name, text in SHIPPED.items()], ["data", "what it is"])
+        brought = [[name, source.about] for name, source in registry.data.items()]
+        echo_table([*([name, text] for name, text in SHIPPED.items()), *brought], ["data", "what it is"])
         click.echo(
             "\nAlso: --data FILE.jsonl[.gz] with OASST1's messages or trees, or with prompt, chosen, rejected.\n"
         )
+        echo_table([[name, summary(kind)] for name, kind in registry.tasks.items()], ["task", "what is taught"])
+        click.echo()
         echo_table([[topic.name, str(len(topic.words))] for topic in shipped_topics().values()], ["topic", "words"])
         click.echo("\nAlso: --topic FILE with a topic word a line.")
         return
-    from ftbench.data.task import build_task
-    from ftbench.recipe import Recipe
+    from ftbench.recipe import build_recipe
 
-    task = build_task(data, topic, lang, Recipe().evaluation_prompts)
+    values = {"data": data, "task": task, "topic": topic, "lang": lang}
+    found = registry.read_task(build_recipe(values, where="ftbench data"))
     counts = {
-        "training examples": len(task.train),
-        "evaluation prompts": len(task.evaluation),
-        "on-topic replies (training)": len(task.on_topic),
-        "on-topic replies (held out)": len(task.held_out_on_topic),
-        **{f"messages left out: {reason}": count for reason, count in task.left_out.items()},
+        "training examples": len(found.train),
+        "evaluation prompts": len(found.evaluation),
+        "on-topic replies (training)": len(found.on_topic),
+        "on-topic replies (held out)": len(found.held_out_on_topic),
+        **{f"messages left out: {reason}": count for reason, count in found.left_out.items()},
     }
-    echo_table([[name, f"{count:,}"] for name, count in counts.items()], [f"{task.origin}, {task.topic}", "count"])
-    for example in task.train[:examples]:
+    echo_table([[name, f"{count:,}"] for name, count in counts.items()], [f"{found.origin}, {found.topic}", "count"])
+    for example in found.train[:examples]:
         click.echo(f"\nprompt    {example.prompt}\nchosen    {example.chosen}\nrejected  {example.rejected}")

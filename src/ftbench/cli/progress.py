@@ -6,7 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ftbench.execution.events import Event, PhaseBegan
+from ftbench.execution.events import Event, PhaseBegan, Traced
 from ftbench.memory.budget import format_bytes
 
 
@@ -41,6 +41,9 @@ class RunProgress:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if isinstance(event, Traced):
+            self._console.print(f"{self._name}: {event.line}", highlight=False, markup=False, soft_wrap=True)
+            return
         if isinstance(event, PhaseBegan):
             unit = {"train": "tokens", "evaluate": "prompts"}.get(event.phase, "")
             self._bar.reset(

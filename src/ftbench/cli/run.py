@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftbench.cli.asking import asking, read_recipes
-from ftbench.cli.common import out_option, registry_with_warnings
+from ftbench.cli.common import out_option, registry_with_warnings, warn
+from ftbench.cli.running import SAVE_EVERY
 
 if TYPE_CHECKING:
     from ftbench.cli.running import Runner
     from ftbench.cli.tuning import Tuner
-    from ftbench.plugins import Registry
     from ftbench.recipe import Recipe
+    from ftbench.registry import Registry
     from ftbench.results.store import Run
 
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     "--tune", is_flag=True, help="First seek each algorithm's learning rate, on prompts that evaluation never asks."
 )
 @click.option("--time-limit", type=float, help="Seconds after which a run is ended.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=SAVE_EVERY,
+    show_default=True,
+    help="Seconds of training after which its state is kept again, to go on from if the run is killed; 0: never.",
+)
 @click.option("--fresh", is_flag=True, help="Run again what is already there.")
 @out_option
 def command(
@@ -31,6 +39,7 @@ def command(
     settings: tuple[str, ...],
     seeds: int,
     tune: bool,
+    save_every: float,
     fresh: bool,
     out: Path,
     **changes: Any,
@@ -38,7 +47,8 @@ def command(
     """Run algorithms on one task, each in a process of its own, and print the table.
 
     The untouched model (base) is run first where it has not been yet: the others are measured against it. A recipe
-    that was already run to its end in --out is not run again. Several memory budgets, with commas between them, run
+    that was already run to its end in --out is not run again; one that was killed while it trained goes on from where
+    its state was kept last. Several memory budgets, with commas between them, run
     every algorithm under each; --seeds 3 runs it under three seeds, which are one row with the interval that they make.
 
     --tune tries five learning rates around each algorithm's own, on the first seed and the largest budget, by
@@ -53,7 +63,8 @@ def command(
     recipes = read_recipes(algorithms, recipe_name, settings, changes, out, registry, always)
     recipes += _more_seeds(recipes, seeds, registry)
     tuner = _tuner(recipes, registry, out, fresh) if tune else None
-    return _report(_run_all(recipes, Runner.begin(recipes[0], registry, out, fresh=fresh), tuner))
+    runner = Runner.begin(recipes[0], registry, out, fresh=fresh, save_every=save_every)
+    return _report(_run_all(recipes, runner, tuner))
 
 
 def _tuner(recipes: list["Recipe"], registry: "Registry", out: Path, fresh: bool) -> "Tuner | None":
@@ -87,6 +98,7 @@ def _run_all(recipes: list["Recipe"], runner: "Runner", tuner: "Tuner | None") -
             run = runner.launch(recipe, name, baseline, tuning)
             line = f"{name}: {run.result.status}" + (f": {run.result.reason}" if run.result.reason else "")
             click.echo(f"{line} ({run.folder})", err=True)
+            warn(run.result.warnings)
         if recipe.algorithm == BASELINE and run.result.status == "ok":
             baseline = run
         runs.append(run)

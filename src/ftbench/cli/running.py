@@ -9,10 +9,13 @@ from ftbench.cli.common import warn
 
 if TYPE_CHECKING:
     from ftbench.execution.reuse import Inputs
-    from ftbench.plugins import Registry
     from ftbench.recipe import Recipe
+    from ftbench.registry import Registry
     from ftbench.results.result import Result, Tuning
     from ftbench.results.store import Run
+
+SAVE_EVERY = 300.0
+"""Seconds of training after which its state is kept again, unless somebody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,13 @@ class Runner:
     out: Path
     inputs: "Inputs"
     there: "tuple[Run, ...]"
+    save_every: float = SAVE_EVERY
+    fresh: bool = False
 
     @classmethod
-    def begin(cls, recipe: "Recipe", registry: "Registry", out: Path, *, fresh: bool) -> "Runner":
+    def begin(
+        cls, recipe: "Recipe", registry: "Registry", out: Path, *, fresh: bool, save_every: float = SAVE_EVERY
+    ) -> "Runner":
         """Read the data and the model that all recipes share with `recipe`, and what is there, unless all is to be new.
 
         Raises:
@@ -35,12 +42,12 @@ class Runner:
         from ftbench.execution.reuse import read_inputs
         from ftbench.results.store import read_runs
 
-        inputs = read_inputs(recipe)
+        inputs = read_inputs(recipe, registry)
         if fresh or not out.is_dir():
-            return cls(registry, out, inputs, ())
+            return cls(registry, out, inputs, (), save_every, fresh)
         found, warnings = read_runs(out)
         warn(warnings)
-        return cls(registry, out, inputs, tuple(found))
+        return cls(registry, out, inputs, tuple(found), save_every, fresh)
 
     def find(self, recipe: "Recipe", tuning: "Tuning | None" = None) -> "Run | None":
         """Return the newest run of a recipe that ended well, if today's would come out the same.
@@ -69,7 +76,16 @@ class Runner:
         from ftbench.execution.local import launch
 
         with RunProgress(name) as progress:
-            return launch(recipe, self.registry, self.out, baseline, progress, tuning)
+            return launch(
+                recipe,
+                self.registry,
+                self.out,
+                baseline,
+                progress,
+                tuning,
+                save_every=self.save_every,
+                fresh=self.fresh,
+            )
 
 
 def _tried(tuning: "Tuning | None") -> list[tuple[float, int]]:

@@ -10,8 +10,8 @@ import click
 from ftbench.cli.running import Runner
 
 if TYPE_CHECKING:
-    from ftbench.plugins import Registry
     from ftbench.recipe import Recipe
+    from ftbench.registry import Registry
     from ftbench.results.result import Tuning
     from ftbench.results.store import Run
 

@@ -1,11 +1,12 @@
 """Where data comes from: the shipped sample, OASST1 from the hub, or a file."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ftbench.data.conversations import Selection, select_conversations
 from ftbench.data.lines import Row, read_rows
@@ -28,8 +29,24 @@ class Source:
     origin: str
 
 
-def read_source(data: str, lang: str) -> Source:
-    """Read `data`: "sample", "oasst1", or the path of a .jsonl[.gz] file.
+class DataSource(ABC):
+    """Data by a name. Subclass it in a plugin and return it from `ftbench_data`."""
+
+    name: ClassVar[str]
+    """What `--data NAME` says."""
+    about: ClassVar[str]
+    """What it is, in one line, for `ftbench data`."""
+
+    @abstractmethod
+    def rows(self) -> Iterable[dict[str, Any]]:
+        """Yield rows as a JSONL file holds them: OASST1's messages or trees, or prompt, chosen and rejected."""
+
+
+Brought = Mapping[str, type[DataSource]]
+
+
+def read_source(data: str, lang: str, brought: Brought | None = None) -> Source:
+    """Read `data`: "sample", "oasst1", what a plugin brings by that name, or the path of a .jsonl[.gz] file.
 
     Raises:
         UsageError: no such source or file.
@@ -40,27 +57,33 @@ def read_source(data: str, lang: str) -> Source:
             return Source(select_conversations(read_rows(path), lang), "sample")
     if data == "oasst1":
         return Source(select_conversations(_hub_rows(), lang), f"{OASST1}@{OASST1_REVISION}")
+    if brought and data in brought:
+        rows = ((f"{data}, row {number}", row) for number, row in enumerate(brought[data]().rows(), start=1))
+        return _read_rows(rows, data, lang)
     path = Path(data)
     if not path.is_file():
         if path.suffix in (".jsonl", ".gz") or "/" in data:
             raise UsageError(f"no such data file: {data}")
-        raise UsageError(f"no such data '{data}'; {nearest(data, SHIPPED)}, or give a .jsonl[.gz] file")
-    return _read_file(path, lang)
+        raise UsageError(
+            f"no such data '{data}'; {nearest(data, [*SHIPPED, *(brought or {})])}, or give a .jsonl[.gz] file"
+        )
+    return _read_rows(read_rows(path), path.name, lang, str(path))
 
 
-def _read_file(path: Path, lang: str) -> Source:
-    rows = read_rows(path)
+def _read_rows(rows: Iterator[Row], origin: str, lang: str, where: str | None = None) -> Source:
+    """Tell conversations from pairs by the first row; `where` is named in errors, by default the origin."""
+    where = where or origin
     first = next(rows, None)
     if first is None:
-        raise FtbenchError(f"{path}: empty file")
+        raise FtbenchError(f"{where}: empty file")
     rows = chain([first], rows)
     if isinstance(first[1].get("prompt"), str) or "chosen" in first[1]:
-        return Source(read_pairs(rows), path.name)
+        return Source(read_pairs(rows), origin)
     try:
-        return Source(select_conversations(rows, lang), path.name)
+        return Source(select_conversations(rows, lang), origin)
     except FtbenchError as error:
         message = str(error)
-        raise FtbenchError(message if str(path) in message else f"{path}: {message}") from error
+        raise FtbenchError(message if where in message else f"{where}: {message}") from error
 
 
 def _hub_rows() -> Iterator[Row]:

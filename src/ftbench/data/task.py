@@ -1,10 +1,11 @@
-"""The topic task: keep to one topic whatever the user asks."""
+"""What a task is, and the first: keep to one topic whatever the user asks."""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeVar, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from ftbench.data.conversations import Conversation
 from ftbench.data.nearness import assign_near
@@ -12,6 +13,7 @@ from ftbench.data.pairs import Pair
 from ftbench.data.sources import Source, read_source
 from ftbench.data.topics import Topic, read_topic, shipped_topics
 from ftbench.errors import FtbenchError, UsageError, nearest
+from ftbench.recipe import JUDGE
 
 Item = TypeVar("Item")
 Split = Literal["evaluation", "validation"]
@@ -74,8 +76,45 @@ class TaskData:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
+class Task(ABC):
+    """What is taught, and who judges it. Subclass it in a plugin and return it from `ftbench_tasks`."""
+
+    name: ClassVar[str]
+    """What `--task NAME` says."""
+    judge: ClassVar[str] = JUDGE
+    """The judge that is taken where none is asked for."""
+
+    @abstractmethod
+    def build(self, source: Source, topic: str, wanted: HeldOut) -> TaskData:
+        """Make training examples and evaluation prompts; `split_examples` does so of examples.
+
+        Args:
+            source: the data: conversations, or somebody's own pairs.
+            topic: what --topic says: whatever tells one such task from another.
+            wanted: what is held out.
+
+        Raises:
+            UsageError: there is no such topic.
+            FtbenchError: the data hold too little for it.
+        """
+
+    def instruction(self, topic: str) -> str | None:
+        """Return what a model without training is told to do; None leaves it to the algorithm that prompts."""
+        return None
+
+
+class TopicTask(Task):
+    """Keep to one topic whatever the user asks."""
+
+    name = "topic"
+
+    def build(self, source: Source, topic: str, wanted: HeldOut) -> TaskData:
+        """Use answers that were written for the topic, the user's own pairs, or what a corpus has on the topic."""
+        return _build_topic(source, topic, wanted)
+
+
 def build_task(data: str, topic: str, lang: str, evaluation_prompts: int, split: Split = "evaluation") -> TaskData:
-    """Read the data and turn it into the topic task.
+    """Read data that no plugin brings and turn them into the topic task.
 
     Args:
         data: "sample", "oasst1", or a file.
@@ -89,7 +128,10 @@ def build_task(data: str, topic: str, lang: str, evaluation_prompts: int, split:
         UsageError: no such data or topic.
         FtbenchError: the data cannot be read, or holds too little for the task.
     """
-    source, wanted = read_source(data, lang), HeldOut(evaluation_prompts, split)
+    return TopicTask().build(read_source(data, lang), topic, HeldOut(evaluation_prompts, split))
+
+
+def _build_topic(source: Source, topic: str, wanted: HeldOut) -> TaskData:
     if isinstance(source.content, tuple):
         return _from_pairs(source.content, source.origin, topic, wanted)
     conversations = _unique(source.content.conversations, lambda conversation: conversation.prompt)
@@ -114,26 +156,52 @@ def _from_written(source: Source, conversations: Sequence[Conversation], topic: 
         rejected = next((reply.text for reply in conversation.replies if not reply.topics), None)
         if chosen is not None and rejected is not None:
             examples.append(Example(conversation.prompt, chosen, rejected))
-    return _split_examples(source, examples, topic, wanted)
+    return split_examples(source, examples, topic, wanted)
 
 
 def _from_pairs(pairs: Sequence[Pair], origin: str, topic: str, wanted: HeldOut) -> TaskData:
     """Use the user's own pairs; the topic is what their chosen completions have in common."""
-    examples = _unique(
-        [Example(pair.prompt, pair.chosen, pair.rejected) for pair in pairs], lambda example: example.prompt
-    )
-    return _split_examples(Source(tuple(pairs), origin), examples, topic, wanted)
+    examples = [Example(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    return split_examples(Source(tuple(pairs), origin), examples, topic, wanted)
 
 
-def _split_examples(source: Source, examples: Sequence[Example], topic: str, wanted: HeldOut) -> TaskData:
+def ordinary_replies(source: Source) -> list[tuple[str, str]]:
+    """Return every prompt with the ordinary reply that people gave it first, where there is one."""
+    if isinstance(source.content, tuple):
+        return [(pair.prompt, pair.rejected) for pair in source.content if pair.rejected is not None]
+    found = [
+        (conversation.prompt, next((reply.text for reply in conversation.replies if not reply.topics), None))
+        for conversation in source.content.conversations
+    ]
+    return [(prompt, reply) for prompt, reply in found if reply is not None]
+
+
+def split_examples(
+    source: Source, examples: Sequence[Example], topic: str, wanted: HeldOut, *, same_text: bool = False
+) -> TaskData:
+    """Hold some examples out, the first of each prompt; the judge learns and is tested on their completions.
+
+    Args:
+        source: that they are from.
+        examples: all that there are.
+        topic: what --topic says.
+        wanted: what is held out.
+        same_text: whether both completions are one text in two forms. Judge and guard then learn from one form of
+            each: in cross-validation the other would stand among what was learnt, and make them too strict.
+
+    Raises:
+        FtbenchError: there are too few.
+    """
+    examples = _unique(examples, lambda example: example.prompt)
     held_out, train = hold_out(examples, lambda example: example.prompt, wanted)
-    ordinary = tuple(example.rejected for example in train if example.rejected is not None)
+    teaching = (train[::2], train[1::2]) if same_text else (train, train)
+    ordinary = tuple(example.rejected for example in teaching[1] if example.rejected is not None)
     data = TaskData(
         topic=topic,
         origin=source.origin,
         train=tuple(train),
         evaluation=tuple(EvaluationPrompt(example.prompt, example.rejected) for example in held_out),
-        on_topic=tuple(example.chosen for example in train),
+        on_topic=tuple(example.chosen for example in teaching[0]),
         ordinary=ordinary,
         held_out_on_topic=tuple(example.chosen for example in held_out),
         left_out=_left_out(source),

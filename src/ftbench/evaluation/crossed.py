@@ -8,8 +8,9 @@ Satterthwaite (1946).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
-from statistics import fmean, variance
+from functools import cache
+from math import fsum, sqrt
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ftbench.evaluation.statistics import Z95, Measured, wilson
@@ -31,9 +32,14 @@ class Crossed:
     @property
     def quantile(self) -> float:
         """Student's 97.5 % quantile."""
-        from scipy.special import stdtrit
+        return _student(self.freedom)
 
-        return float(stdtrit(self.freedom, 0.975))
+
+@cache
+def _student(freedom: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def crossed(table: "Table") -> Crossed:
@@ -48,15 +54,17 @@ def crossed(table: "Table") -> Crossed:
     seeds, prompts = table.shape
     if prompts < 2:
         raise ValueError("a mean over one prompt has no variance")
-    mean = float(table.mean())
-    by_prompt = table.mean(axis=0) - mean
-    of_prompts = seeds * float((by_prompt**2).sum()) / (prompts - 1)
+    totals = table.sum(axis=0)
+    mean = float(totals.sum()) / table.size
+    by_prompt = totals / seeds - mean
+    of_prompts = seeds * float(by_prompt @ by_prompt) / (prompts - 1)
     if seeds == 1:
         return Crossed(mean, of_prompts / prompts, prompts - 1)
-    by_seed = table.mean(axis=1, keepdims=True) - mean
-    of_seeds = prompts * float((by_seed**2).sum()) / (seeds - 1)
+    by_seed = table.sum(axis=1) / prompts - mean
+    of_seeds = prompts * float(by_seed @ by_seed) / (seeds - 1)
     left = (seeds - 1) * (prompts - 1)
-    of_rest = float(((table - mean - by_prompt - by_seed) ** 2).sum()) / left
+    rest = (table - mean - by_prompt - by_seed[:, None]).ravel()
+    of_rest = float(rest @ rest) / left
     both = max(of_prompts + of_seeds - of_rest, of_prompts, of_seeds)
     parts = of_seeds**2 / (seeds - 1) + of_prompts**2 / (prompts - 1) + of_rest**2 / left
     freedom = both**2 / parts if parts else prompts - 1
@@ -96,6 +104,6 @@ def mean_over_seeds(values: Sequence[float]) -> Measured:
     mean, n = fmean(values), len(values)
     if n == 1:
         return Measured(mean=mean)
-    half = Crossed(mean, variance(values, mean) / n, n - 1)
+    half = Crossed(mean, fsum((value - mean) ** 2 for value in values) / (n - 1) / n, n - 1)
     width = half.quantile * sqrt(half.variance)
     return Measured(mean=mean, low=mean - width, high=mean + width, n=n)

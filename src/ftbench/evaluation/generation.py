@@ -1,15 +1,23 @@
-"""Replies to prompts: greedy, in batches of like length."""
+"""Replies to prompts: greedy, in batches of like length.
+
+Where the model has our attention, a reply does not hang on the others of its batch, and is the one that `serve` gives.
+"""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftbench.memory.fit import free_memory, is_out_of_memory
+from ftbench.models.attention import is_packed
 from ftbench.models.chat import ChatFormat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+_Write = Callable[["PreTrainedModel", ChatFormat, list[list[int]], int], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,10 @@ def generate_replies(
     encoded = [chat.prompt_ids(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
     replies: dict[int, GeneratedReply] = {}
+    write = _decode if padded and is_packed(model) else _generate
     for batch in _batches(order, [len(row) for row in encoded], batch_size, padded=padded):
         for index, tokens in zip(
-            batch, _generate_in_memory(model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True
+            batch, _in_memory(write, model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True
         ):
             ended = bool(tokens) and tokens[-1] == chat.end
             replies[index] = GeneratedReply(chat.reply_text(tokens), len(tokens), ended)
@@ -67,12 +76,12 @@ def _batches(order: list[int], lengths: list[int], size: int, *, padded: bool) -
     return batches
 
 
-def _generate_in_memory(
-    model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int
+def _in_memory(
+    write: _Write, model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """Generate for all rows at once, or for half and half where that runs out of memory."""
+    """Write all rows at once, or half and half where that runs out of memory."""
     try:
-        return _generate(model, chat, rows, max_new_tokens)
+        return write(model, chat, rows, max_new_tokens)
     except Exception as error:
         if len(rows) == 1 or not is_out_of_memory(error):
             raise
@@ -80,31 +89,62 @@ def _generate_in_memory(
     free_memory()  # not in the handler: until it ends, the error holds the tensors
     half = len(rows) // 2
     return [
-        reply for part in (rows[:half], rows[half:]) for reply in _generate_in_memory(model, chat, part, max_new_tokens)
+        reply for part in (rows[:half], rows[half:]) for reply in _in_memory(write, model, chat, part, max_new_tokens)
     ]
+
+
+def _decode(model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Return the new tokens of every row, up to and with the end of the reply."""
+    from ftbench.models.decoding import Decoder, Row
+
+    decoder = Decoder(model)
+    replies: list[list[int]] = []
+    living: dict[Row, list[int]] = {}
+    for ids in rows:
+        row, logits = decoder.read(ids)
+        replies.append([int(logits.argmax())])
+        living[row] = replies[-1]
+    while True:
+        for row in [row for row, reply in living.items() if reply[-1] == chat.end or len(reply) == max_new_tokens]:
+            decoder.drop(row)
+            del living[row]
+        if not living:
+            return replies
+        for row, logits in decoder.write({row: reply[-1] for row, reply in living.items()}).items():
+            living[row].append(int(logits.argmax()))
 
 
 def _generate(
     model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """Return the new tokens of every row, up to and with the end of the reply."""
+    """Return the same by transformers' own means."""
     import torch
-    from transformers import GenerationConfig
 
     pad = chat.tokenizer.pad_token_id
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    # A configuration of our own: the model's may ask for sampling or penalties, and rows must be comparable.
-    # It is set aside meanwhile, because generate() reads from it whatever ours leaves open.
+    with own_settings(model, chat, max_new_tokens) as settings, torch.inference_mode():
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    return [_until_end(row, chat.end) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def own_settings(model: "PreTrainedModel", chat: ChatFormat, max_new_tokens: int) -> "Iterator[GenerationConfig]":
+    """Give a greedy configuration for `generate`, the model's own set aside meanwhile.
+
+    The model's may ask for sampling or penalties, and rows must be comparable; generate() reads from it whatever ours
+    leaves open.
+    """
+    from transformers import GenerationConfig
+
+    pad = chat.tokenizer.pad_token_id
     settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=chat.end, pad_token_id=pad)
     own, model.generation_config = model.generation_config, settings
     try:
-        with torch.inference_mode():
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+        yield settings
     finally:
         model.generation_config = own
-    return [_until_end(row, chat.end) for row in out[:, width:].tolist()]
 
 
 def _until_end(tokens: list[int], end: int) -> list[int]:

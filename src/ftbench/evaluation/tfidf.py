@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ftbench.evaluation.judge import Gold, Judge, best_threshold, cut
-from ftbench.hookspecs import hookimpl
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,3 @@ def _content(text: str) -> str:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     return " ".join(word for word in re.findall(r"\w+", text.lower()) if word not in ENGLISH_STOP_WORDS)
-
-
-@hookimpl
-def ftbench_judges() -> list[type[Judge]]:
-    """Bring it."""
-    return [Tfidf]

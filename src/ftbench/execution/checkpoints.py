@@ -23,7 +23,7 @@ class Checkpoints:
 
     def pass_by(self, tokens: int, seconds: float) -> None:
         """Ask if it is time to, after `tokens` real tokens and `seconds` of training."""
-        progress = max(tokens / self._plan.tokens, seconds / self._plan.seconds if self._plan.seconds else 0.0)
+        progress = self._progress(tokens, seconds)
         if not self._left or progress < self._left[0] or progress >= 1:
             return
         self._left = [share for share in self._left if share > progress]
@@ -35,6 +35,15 @@ class Checkpoints:
                     raise
                 logging.getLogger(__name__).warning("out of memory at a checkpoint: training goes on without it")
             free_memory()  # not in the handler: until it ends, the error holds the tensors
+
+    def go_on(self, rows: list[Checkpoint]) -> None:
+        """Take what an unfinished training before this one was asked."""
+        self.rows[:] = rows
+        last = max((self._progress(row.tokens, row.seconds) for row in rows), default=0.0)
+        self._left = [share for share in self._left if share > last]
+
+    def _progress(self, tokens: int, seconds: float) -> float:
+        return max(tokens / self._plan.tokens, seconds / self._plan.seconds if self._plan.seconds else 0.0)
 
 
 def time_to_adherence(rows: list[Checkpoint], end: Checkpoint) -> dict[str, Any]:

@@ -26,7 +26,15 @@ class Progress:
     memory: int | None = None
 
 
-Event = PhaseBegan | Progress
+@dataclass(frozen=True)
+class Traced:
+    """What a plugin did, where FTBENCH_TRACE asks for it."""
+
+    line: str
+
+
+Event = PhaseBegan | Progress | Traced
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (PhaseBegan, Progress, Traced)}
 
 
 class EventWriter:
@@ -58,7 +66,6 @@ def read_event(line: str) -> Event | None:
     """Read a line back; None where it is no event."""
     try:
         values: dict[str, Any] = json.loads(line)
-        kind: type[PhaseBegan] | type[Progress] = {"PhaseBegan": PhaseBegan, "Progress": Progress}[values.pop("event")]
-        return kind(**values)
+        return _KINDS[values.pop("event")](**values)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -78,7 +78,7 @@ def plan_memory(recipe: Recipe, algorithm: Algorithm, question: Question, device
         forecasts = forecast(question, deepcopy(algorithm), [largest])
         if room is None:
             return _as_plan(forecasts[0], None, place)
-        if choose(forecasts, room) is None:  # probing takes time: only where the first way does not do
+        if choose(forecasts, room) is None and not forecasts[0].least:  # probing takes time: only where it may help
             forecasts += forecast(question, deepcopy(algorithm), others)
     except Unpredictable as error:
         return MemoryPlan(micro_batch_tokens=recipe.micro_batch_tokens, checkpointing=False, reason=str(error))

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftbench.algorithm import Algorithm
 from ftbench.errors import FtbenchError, Unpredictable
 from ftbench.memory.fit import Fit
 from ftbench.memory.parts import Parts
-from ftbench.memory.plan import Cut, Forecast, extrapolate, highest
+from ftbench.memory.plan import ADAPT, Cut, Forecast, extrapolate, highest
 from ftbench.models.precision import Precision
-from ftbench.models.skeleton import build_skeleton, layer_count, load_config, with_layers, without_values
+from ftbench.models.skeleton import build_skeleton, layer_count, with_layers, without_values
 from ftbench.training.batching import Plan
 from ftbench.training.probing import Probe
 from ftbench.training.trainer import OptimiserSettings, StepReport
@@ -28,7 +27,7 @@ DEPTHS = (2, 3)
 class Question:
     """What is asked: on which model, with which data and settings, on which kind of device, in which precision."""
 
-    folder: Path
+    config: "PreTrainedConfig"
     plan: Plan
     device: "torch.device"
     precision: Precision
@@ -46,13 +45,13 @@ def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> l
     Raises:
         Skip: the algorithm does not apply to the model.
         Unpredictable: as it says.
-        FtbenchError: the configuration cannot be read.
+        FtbenchError: there is no causal language model of this kind.
     """
     if algorithm.own_trainer:
         raise Unpredictable("it brings a trainer of its own")
-    config = load_config(question.folder)
-    layers = layer_count(config)
-    probes = [(depth, _probe(shallow, question, algorithm, cuts)) for depth, shallow in _depths(config, layers)]
+    layers = layer_count(question.config)
+    shallow = _depths(question.config, layers)
+    probes = [(depth, _probe(config, question, algorithm, cuts)) for depth, config in shallow]
     forecasts = []
     for way in cuts:
         if len(probes) == 1:
@@ -93,7 +92,7 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
         ledger.claim("parameters", model.parameters())
         calibration = [example.chosen.ids for example in question.plan.examples]
         try:
-            with ledger, ledger.moment("adapt"):
+            with ledger, ledger.moment(ADAPT):
                 model = algorithm.adapt(model, calibration)
             probe = Probe(
                 model,
@@ -114,7 +113,7 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
     if not probe.found:
         raise Unpredictable("it brings a trainer of its own")
     for peaks in probe.found.values():
-        peaks["adapt"] = ledger.peaks.get("adapt", Parts())
+        peaks[ADAPT] = ledger.peaks.get(ADAPT, Parts())
     return probe
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ftbench.data.task import TaskData
+from ftbench.data.task import TaskData, TopicTask
 from ftbench.data.topics import Topic, read_topic
 from ftbench.errors import UsageError
 from ftbench.evaluation import guard, wordlist
@@ -24,7 +24,7 @@ def train_panel(kind: type[Judge], data: TaskData, recipe: Recipe) -> Panel:
     gold = _gold(data, recipe)
     training = GuardTraining(gold)
     limits = once("guard", {"gold": gold.digest()}, TypeAdapter(Limits), training.limits)
-    topic = _words(recipe.topic)
+    topic = _words(recipe.topic) if recipe.task == TopicTask.name else None
     second = train_word_list(topic, gold) if topic else None
     return Panel(_train_judge(kind, gold), training.guard(limits), second)
 

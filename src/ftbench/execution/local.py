@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ftbench.execution.blame import blame
 from ftbench.execution.events import Event, PhaseBegan, read_event
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts
+from ftbench.execution.unfinished import forget, state_file
 from ftbench.files import write_json, write_text
-from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
+from ftbench.registry import Registry
 from ftbench.results.result import Result, Status, Tuning
 from ftbench.results.store import LOG, MODEL, RECIPE, RESULT, Run, publish, read_run, staging
 
@@ -48,10 +50,13 @@ def launch(
     baseline: Run | None,
     on_event: Callable[[Event], None],
     tuning: Tuning | None = None,
+    *,
+    save_every: float = 0.0,
+    fresh: bool = False,
 ) -> Run:
     """Run a recipe in a process of its own and publish the run, whatever its end.
 
-    Ctrl-C (KeyboardInterrupt) ends the worker and leaves nothing behind.
+    Ctrl-C (KeyboardInterrupt) ends the worker and leaves no run behind, only the state that its training was kept in.
 
     Args:
         recipe: what to run.
@@ -60,18 +65,23 @@ def launch(
         baseline: the untouched model's run on the same task.
         on_event: is told how far it is.
         tuning: how the recipe's learning rate was chosen; the result says it.
+        save_every: seconds of training after which its state is kept again, to go on from at the next launch; 0: never.
+        fresh: whether training begins anew, whatever is kept of it.
 
     Raises:
         FtbenchError: `out` cannot be written.
     """
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
+    state = state_file(recipe, out)
+    if fresh:
+        forget(state)
     with staging(out) as folder:
         write_text(folder / RECIPE, recipe.to_toml())
         verdict = _ask_skip(folder, recipe, registry)
         if verdict is not None:
             _write(folder, build_result(recipe, registry, Facts(), *verdict, started))
         else:
-            ending = _work(folder, recipe, baseline, on_event)
+            ending = _work(folder, recipe, baseline, on_event, save_every)
             if not (folder / RESULT).is_file():
                 _remove_halves(folder)
                 status, reason = _explain(ending, folder, recipe)
@@ -79,7 +89,9 @@ def launch(
                 _write(folder, build_result(recipe, registry, facts, status, reason, started))
         if tuning is not None:
             _write(folder, read_run(folder).result.model_copy(update={"tuning": tuning}))
-        return read_run(publish(folder, out, recipe))
+        published = publish(folder, out, recipe)
+    forget(state)
+    return read_run(published)
 
 
 def _write(folder: Path, result: Result) -> None:
@@ -93,7 +105,7 @@ def _ask_skip(folder: Path, recipe: Recipe, registry: Registry) -> tuple[Status,
         reason = algorithm.skip(recipe)
     except Exception as error:  # a stranger's code may raise anything
         write_text(folder / LOG, traceback.format_exc())
-        return "failed", f"skip() raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return "failed", blame(error, registry.find(recipe.algorithm), registry.plugin_of(recipe.algorithm))
     return None if reason is None else ("skipped", " ".join(str(reason).split()))
 
 
@@ -104,10 +116,12 @@ def _remove_halves(folder: Path) -> None:
         path.unlink()
 
 
-def _work(folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable[[Event], None]) -> _Ending:
-    command = [sys.executable, "-m", "ftbench.execution.worker", str(folder)]
+def _work(
+    folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable[[Event], None], save_every: float
+) -> _Ending:
+    command = [sys.executable, "-m", "ftbench.execution.worker", str(folder), "--save-every", str(save_every)]
     if baseline:
-        command.append(str(baseline.folder))
+        command += ["--baseline", str(baseline.folder)]
     phase, timed_out = "start", threading.Event()
     with (folder / LOG).open("wb") as log:
         # A session of its own: Ctrl-C in the terminal reaches the launcher alone, and that ends the whole session.

@@ -5,8 +5,8 @@ from typing import Any
 
 from ftbench.execution.phases import Facts
 from ftbench.memory.meter import Meter
-from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
+from ftbench.registry import Registry
 from ftbench.results.result import Measures, Result, Status
 
 
@@ -35,6 +35,7 @@ def build_result(
         memory_plan=facts.memory_plan,
         measures=Measures(**measures),
         outcomes=facts.outcomes,
+        warnings=[f"plugin {plugin.name} {plugin.version}, {warning}" for warning in facts.warnings],
         environment=facts.environment,
     )
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftbench.algorithm import Algorithm
-from ftbench.data.task import TaskData, build_task
+from ftbench.data.task import TaskData
 from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.evaluation.evaluate import EvaluatedPrompt
-from ftbench.evaluation.judge import Judge
 from ftbench.execution.checkpoints import Checkpoints, time_to_adherence
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
@@ -20,6 +19,7 @@ from ftbench.execution.forecast import Question
 from ftbench.execution.judging import judge_facts, train_panel
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
+from ftbench.execution.unfinished import Saving
 from ftbench.files import folder_bytes, write_jsonl
 from ftbench.memory.budget import enforce_budget
 from ftbench.memory.fit import Fit, free_memory
@@ -30,6 +30,7 @@ from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import resolve_model
 from ftbench.models.skeleton import load_config
 from ftbench.recipe import Recipe
+from ftbench.registry import Registry
 from ftbench.results.result import (
     BaselineFacts,
     Checkpoint,
@@ -44,6 +45,7 @@ from ftbench.results.store import ATTACKS, METRICS, MODEL, REPLIES
 from ftbench.training.batching import Plan
 from ftbench.training.clock import Clock
 from ftbench.training.encoding import Encoded
+from ftbench.training.keeping import Keeper, Told, digest_of
 from ftbench.training.step import trainable
 from ftbench.training.trainer import OptimiserSettings, StepReport, Training
 from ftbench.training.watch import vocabulary
@@ -70,23 +72,26 @@ class Facts:
     memory_plan: MemoryPlan | None = None
     measures: dict[str, Any] = field(default_factory=dict)
     outcomes: Outcomes | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class RunInProgress:
     """One run; `carry_out` fills `facts` and writes all but the result into `folder`.
 
-    `baseline` holds the evaluated prompts of the untouched model's run; it is empty where there is none.
+    `baseline` holds the evaluated prompts of the untouched model's run; it is empty where there is none. `saving` says
+    where training keeps its state, if it does.
     """
 
     recipe: Recipe
     algorithm: Algorithm
-    judge: type[Judge]
+    registry: Registry
     start: Start | None
     folder: Path
     baseline: Sequence[EvaluatedPrompt]
     events: EventWriter
     facts: Facts
+    saving: Saving | None = None
 
     def carry_out(self) -> None:
         """Go through all phases.
@@ -110,16 +115,16 @@ class RunInProgress:
         facts.start = self.start.facts if self.start else None
         facts.meter = Meter(device)
         with self._phase("data"):
-            data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
-            panel = train_panel(self.judge, data, recipe)
+            data = self.registry.read_task(recipe)
+            panel = train_panel(self.registry.find_judge(recipe.judge), data, recipe)
             facts.judge = judge_facts(panel, data, recipe)
         self._note_data(data)
         with self._phase("load"):
-            files = resolve_model(recipe.model, recipe.revision)
+            files = resolve_model(recipe.model, recipe.revision, self.registry.models)
             if self.start:
                 self.start.check(data, files.digest)
             facts.model_digest = files.digest
-            facts.system_prompt = self.algorithm.system_prompt(data.topic)
+            facts.system_prompt = self.registry.instruct(self.algorithm, recipe).system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
         examination = Examination(recipe, data, panel, chat, self.baseline, self.algorithm)
@@ -137,7 +142,7 @@ class RunInProgress:
             encoded = encode_training(recipe, self.algorithm, data, chat, config, files.digest)
             plan = plan_steps(recipe, encoded)
             self._note_data(data, encoded)
-            fit = self._fit(Question(files.folder, plan, device, trained, recipe.start))
+            fit = self._fit(Question(config, plan, device, trained, recipe.start))
             model = self._load(load_with(load_plain if own else load_model, trained), device)
             rows = self._teach(model, examination, plan, fit)
             del model  # what is evaluated is what was saved
@@ -231,20 +236,24 @@ class RunInProgress:
                 checkpoints.pass_by(log.rows[-1]["tokens"], log.rows[-1]["seconds"])
 
             tokenizer = examination.chat.tokenizer
+            keeper = self._keeper(log, checkpoints, clock)
             training = Training(
-                model, tokenizer, plan, fit, settings, report, start, self.algorithm.packed, clock=clock
+                model, tokenizer, plan, fit, settings, report, start, self.algorithm.packed, clock=clock, keeper=keeper
             )
             try:
                 self.algorithm.train(training)
             finally:
+                keeper.close()
                 self._meter.keep_tensors("train", training.watch.peaks.values())
-                found["reductions"] = fit.reductions
+                found |= {"reductions": fit.reductions, "resumed": keeper.times}
+            self._warn_of_idle(training.idle.names)
             if self.algorithm.then:
                 found["trainable_parameters"] = sum(p.numel() for p in trainable(model))
             found |= log.measures(recipe.algorithm)
             if not self.algorithm.own_trainer:
                 found |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}
         self._meter.move_seconds("train", "checkpoints", clock.aside)
+        self._meter.add_seconds("train", keeper.before)
         write_jsonl(self.folder / METRICS, log.rows)
         with self._phase("save"):
             saved = self.folder / MODEL
@@ -252,6 +261,40 @@ class RunInProgress:
             self.algorithm.save(model, saved)
             found["size_on_disk"] = folder_bytes(saved)
         return checkpoints.rows
+
+    def _keeper(self, log: StepLog, checkpoints: Checkpoints, clock: Clock) -> Keeper:
+        """Return what keeps the state of training, with what was reported of it and asked midway."""
+        if self.saving is None:
+            return Keeper(clock=clock)
+        facts = self.facts
+        assert facts.data is not None
+        assert facts.environment is not None
+        start = facts.start.model_dump_json() if facts.start else ""
+        of = (
+            self.recipe.digest(),
+            facts.model_digest or "",
+            facts.data.digest,
+            facts.environment.model_dump_json(),
+            start,
+        )
+
+        def tell() -> Told:
+            return {"steps": log.rows, "checkpoints": [row.model_dump() for row in checkpoints.rows]}
+
+        def hear(told: Told) -> None:
+            log.rows[:] = told["steps"]
+            checkpoints.go_on([Checkpoint(**row) for row in told["checkpoints"]])
+
+        return Keeper(self.saving.path, digest_of(*of), self.saving.every, clock, tell, hear)
+
+    def _warn_of_idle(self, names: Sequence[str]) -> None:
+        """Say what counts as trainable and was not trained: a method that uses its parts in turn may mean it so."""
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            self.facts.warnings.append(
+                f"{type(self.algorithm).__qualname__}.adapt leaves {len(names)} parameters trainable that never had a "
+                f"gradient ({shown}): use them in the forward pass and the loss, or set their requires_grad to False"
+            )
 
     def _reload(self, load: LoadBase) -> "PreTrainedModel":
         model = self.algorithm.load(self.folder / MODEL, load)

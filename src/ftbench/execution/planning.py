@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from ftbench.algorithm import Algorithm
-from ftbench.data.task import build_task
+from ftbench.data.task import TaskData
 from ftbench.errors import FtbenchError, Skip
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import Question
@@ -17,11 +17,11 @@ from ftbench.models.loading import context_length, load_tokenizer
 from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import locate_description
 from ftbench.models.skeleton import load_config
-from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
+from ftbench.registry import Registry
 from ftbench.results.result import MemoryPlan
 from ftbench.training.batching import Plan
-from ftbench.training.encoding import EncodedExample, TokenSequence
+from ftbench.training.encoding import Encoded, EncodedExample, TokenSequence
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,8 @@ class Planner:
 
     registry: Registry
     notes: list[str] = field(default_factory=list)
+    _known: dict[tuple[object, ...], TaskData] = field(default_factory=dict)
+    _encoded: dict[tuple[object, ...], Encoded] = field(default_factory=dict)
 
     def plan(self, recipe: Recipe) -> PlannedRun:
         """Predict a recipe's training.
@@ -60,12 +62,12 @@ class Planner:
         reason = algorithm.skip(recipe)
         if reason is not None:
             return PlannedRun(**about, reason=f"skipped: {reason}")
-        folder = locate_description(recipe.model, recipe.revision)
+        folder = locate_description(recipe.model, recipe.revision, self.registry.models)
         # Without a card the CPU's kernels stand in for CUDA's.
         probed = _device(recipe) if torch.cuda.is_available() else "cpu"
         try:
             training, device = self._training(recipe, algorithm, folder), torch.device(probed)
-            question = Question(folder, training, device, _precision(recipe, device), recipe.start)
+            question = Question(_config(folder), training, device, _precision(recipe, device), recipe.start)
             plan = plan_memory(recipe, algorithm, question, _device(recipe))
         except Skip as error:
             return PlannedRun(**about, reason=f"skipped: {error}")
@@ -74,22 +76,33 @@ class Planner:
         return PlannedRun(**about, plan=plan)
 
     def _training(self, recipe: Recipe, algorithm: Algorithm, folder: Path) -> Plan:
-        config = load_config(folder)
+        config = _config(folder)
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = _tokenizer(folder)
         except FtbenchError:
             self._note("the model's tokenizer is not there: every sequence is taken to be as long as the recipe allows")
             return _longest(recipe, min(recipe.max_length, context_length(config)), algorithm)
-        data = _read(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
-        chat = ChatFormat(tokenizer, algorithm.system_prompt(data.topic))
-        return plan_steps(recipe, encode_training(recipe, algorithm, data, chat, config))
+        data = self._read(recipe)
+        chat = ChatFormat(tokenizer, self.registry.instruct(algorithm, recipe).system_prompt(data.topic))
+        key = (folder, data.digest(), chat.system, recipe.max_length, algorithm.needs)
+        if key not in self._encoded:
+            self._encoded[key] = encode_training(recipe, algorithm, data, chat, config)
+        return plan_steps(recipe, self._encoded[key])
+
+    def _read(self, recipe: Recipe) -> TaskData:
+        """Read the data once for all recipes that read the same."""
+        key = (recipe.task, recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
+        if key not in self._known:
+            self._known[key] = self.registry.read_task(recipe)
+        return self._known[key]
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
 
-_read = cache(build_task)
+_config = cache(load_config)
+_tokenizer = cache(load_tokenizer)
 
 
 def _device(recipe: Recipe) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftbench.data.task import build_task
 from ftbench.execution.environment import changed_versions
 from ftbench.models.resolve import resolve_model
 from ftbench.recipe import BASELINE, DEFAULT_MODEL, Recipe
+from ftbench.registry import Registry
 from ftbench.results.result import Result
 from ftbench.results.store import Run, read_run
 
@@ -20,7 +20,7 @@ class Inputs:
     model: str | None
 
 
-def read_inputs(recipe: Recipe) -> Inputs:
+def read_inputs(recipe: Recipe, registry: Registry) -> Inputs:
     """Read the data and find the model: what is wrong with them shows before the first run starts.
 
     Raises:
@@ -28,9 +28,9 @@ def read_inputs(recipe: Recipe) -> Inputs:
         FtbenchError: they cannot be read, or hold too little.
     """
     # The shipped model is unpacked by the first run, which takes a while.
-    model = None if recipe.model == DEFAULT_MODEL else resolve_model(recipe.model, recipe.revision).digest
-    task = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
-    return Inputs(task.digest(), model)
+    shipped = recipe.model == DEFAULT_MODEL
+    model = None if shipped else resolve_model(recipe.model, recipe.revision, registry.models).digest
+    return Inputs(registry.read_task(recipe).digest(), model)
 
 
 def still_holds(result: Result, inputs: Inputs) -> bool:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftbench.algorithm import Algorithm
-from ftbench.data.task import TaskData, build_task
+from ftbench.data.task import TaskData
 from ftbench.errors import FtbenchError, Skip, UsageError
-from ftbench.plugins import Registry
 from ftbench.recipe import Recipe
+from ftbench.registry import Registry
 from ftbench.results.result import StartFacts
 from ftbench.results.store import MODEL, RESULT, Run, read_run
 
@@ -26,6 +26,7 @@ class Start:
     run: Run
     algorithm: Algorithm
     before: "Start | None"
+    registry: Registry
 
     @property
     def facts(self) -> StartFacts:
@@ -76,7 +77,7 @@ class Start:
 
     def _trained_on(self) -> set[str]:
         recipe, facts = self.run.result.recipe, self.run.result.data
-        then = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts, recipe.split)
+        then = self.registry.read_task(recipe)
         if facts is None or then.digest() != facts.digest:
             raise FtbenchError(
                 f"cannot start from {self.run.folder.name}: its data ({recipe.data}) have changed, so that nobody "
@@ -120,4 +121,4 @@ def find_start(recipe: Recipe, registry: Registry, beside: Path | None = None) -
     if (result.recipe.model, result.recipe.revision) != (recipe.model, recipe.revision):
         raise UsageError(f"{where}: it changed the model {result.recipe.model}; add --model {result.recipe.model}")
     algorithm = registry.make(result.recipe.algorithm, result.recipe.options)
-    return Start(run, algorithm, find_start(result.recipe, registry, run.folder.parent))
+    return Start(run, algorithm, find_start(result.recipe, registry, run.folder.parent), registry)

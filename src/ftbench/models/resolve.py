@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ftbench.errors import FtbenchError, UsageError, nearest
 from ftbench.models.bundled import bundled_model
@@ -26,6 +29,22 @@ class ModelFiles:
     """SHA-256 over names and contents of its weights, configuration and tokenizer."""
 
 
+class ModelSource(ABC):
+    """A model by a name. Subclass it in a plugin and return it from `ftbench_models`."""
+
+    name: ClassVar[str]
+    """What `--model NAME` says."""
+    about: ClassVar[str]
+    """What it is, in one line, for `ftbench models`."""
+
+    @abstractmethod
+    def locate(self, cache: Path) -> Path:
+        """Return a folder with config.json, a tokenizer and safetensors; what has to be made goes into `cache`."""
+
+
+Brought = Mapping[str, type[ModelSource]]
+
+
 def cache_folder() -> Path:
     """Where ftbench keeps what it made once: $FTBENCH_CACHE, or the user's cache folder."""
     from platformdirs import user_cache_path
@@ -34,24 +53,24 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else user_cache_path("ftbench")
 
 
-def resolve_model(model: str, revision: str | None = None) -> ModelFiles:
-    """Find a model and hash its files.
+def resolve_model(model: str, revision: str | None = None, brought: Brought | None = None) -> ModelFiles:
+    """Find a model, also one that a plugin brings, and hash its files.
 
     Raises:
         UsageError, FtbenchError: as `locate_model` does.
     """
-    folder = locate_model(model, revision)
+    folder = locate_model(model, revision, brought)
     return ModelFiles(model, folder, _digest(folder))
 
 
-def locate_model(model: str, revision: str | None = None) -> Path:
+def locate_model(model: str, revision: str | None = None, brought: Brought | None = None) -> Path:
     """Find a shipped model, a local folder, or fetch a hub id.
 
     Raises:
         UsageError: no such name.
         FtbenchError: the hub cannot be reached, or the folder holds no model.
     """
-    folder = _locate(model, revision, _PATTERNS)
+    folder = _locate(model, revision, _PATTERNS, brought or {})
     if not any(folder.glob("*.safetensors")):
         raise FtbenchError(
             f"{folder} holds no safetensors weights, and ftbench reads no other kind; convert them first"
@@ -59,18 +78,20 @@ def locate_model(model: str, revision: str | None = None) -> Path:
     return folder
 
 
-def locate_description(model: str, revision: str | None = None) -> Path:
+def locate_description(model: str, revision: str | None = None, brought: Brought | None = None) -> Path:
     """Find a model's configuration and, where it has one, its tokenizer; weights are neither needed nor fetched.
 
     Raises:
         UsageError, FtbenchError: as `locate_model` does.
     """
-    return _locate(model, revision, [pattern for pattern in _PATTERNS if "safetensors" not in pattern])
+    return _locate(model, revision, [pattern for pattern in _PATTERNS if "safetensors" not in pattern], brought or {})
 
 
-def _locate(model: str, revision: str | None, patterns: list[str]) -> Path:
+def _locate(model: str, revision: str | None, patterns: list[str], brought: Brought) -> Path:
     if model == DEFAULT_MODEL:
         folder = bundled_model(cache_folder())
+    elif model in brought:
+        folder = brought[model]().locate(cache_folder())
     elif Path(model).is_dir():
         folder = Path(model)
     elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
@@ -78,9 +99,8 @@ def _locate(model: str, revision: str | None, patterns: list[str]) -> Path:
     elif "/" in model or model.startswith((".", "~")):
         raise UsageError(f"no such model folder: {model}")
     else:
-        raise UsageError(
-            f"no such model '{model}'; {nearest(model, SHIPPED)}, or give a hub id (owner/name) or a folder"
-        )
+        known = nearest(model, [*SHIPPED, *brought])
+        raise UsageError(f"no such model '{model}'; {known}, or give a hub id (owner/name) or a folder")
     if not (folder / "config.json").is_file():
         raise FtbenchError(f"{folder} holds no model: config.json is missing")
     return folder

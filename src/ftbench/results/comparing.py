@@ -19,14 +19,13 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     Returns:
         Sets of runs, none empty; the first of each knows all its terms where any does.
     """
-    grouped: list[list[Run]] = []
+    grouped: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(_newest(runs), key=lambda run: len(_unknown(run.result))):
-        members = next((group for group in grouped if _fits(run.result, group)), None)
-        if members is None:
-            grouped.append([run])
-        else:
-            members.append(run)
-    return grouped
+        own = tuple(terms(run.result).values())
+        if own not in grouped and _unknown(run.result):
+            own = next((found for found, group in grouped.items() if _fits(run.result, group)), own)
+        grouped.setdefault(own, []).append(run)
+    return list(grouped.values())
 
 
 def _newest(runs: Sequence[Run]) -> list[Run]:
@@ -47,10 +46,8 @@ def _unknown(result: Result) -> set[str]:
 
 
 def _fits(result: Result, group: Sequence[Run]) -> bool:
-    """Whether a run has a group's terms, or, where it ended early, was asked the same and found nothing else."""
+    """Whether a run that ended early was asked the same as a group, and found nothing else as far as it got."""
     own, common, unknown = terms(result), terms(group[0].result), _unknown(result)
-    if own == common or not unknown:
-        return own == common
     same = all(own[term] == common[term] for term in own if term not in unknown)
     return same and any(_asked(result) == _asked(run.result) for run in group)
 

@@ -179,6 +179,7 @@ class Measures(BaseModel):
     peak_resident_bytes: int | None = Field(None, description="of the process on the CPU, interpreter and all")
     micro_batch_tokens: int | None = Field(None, description="real tokens of a forward pass, at the end of training")
     checkpointing: bool | None = Field(None, description="whether activations were computed again, at the end")
+    resumed: int = Field(0, description="how often training went on where a killed process had left it")
     reductions: list[Reduction] = Field(default_factory=list, description="steps that ran out of memory")
     peak_reserved_bytes: int | None = Field(None, description="what CUDA's allocator held; none on the CPU")
     memory_kind: str = Field("resident", description="what the memory peaks count")
@@ -227,4 +228,5 @@ class Result(BaseModel):
     memory_plan: MemoryPlan | None = None
     measures: Measures = Field(default_factory=Measures)
     outcomes: Outcomes | None = None
+    warnings: list[str] = Field(default_factory=list, description="what its plugin's author should look at")
     environment: Environment | None = None

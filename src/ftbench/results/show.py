@@ -117,6 +117,8 @@ def _figures(result: Result) -> dict[str, str]:
             rows["  taken for degenerate"] = f"{judge.refused:.1%} of held-out gold replies{found}"
         if judge.warning:
             rows["  warning"] = judge.warning
+    if result.warnings:
+        rows["  warnings"] = "\n".join(result.warnings)
     return rows
 
 

@@ -1,5 +1,6 @@
 """The folder of runs: each run a folder of its own, published by one rename."""
 
+import gc
 import json
 import os
 import platform
@@ -163,14 +164,29 @@ def read_runs(out: Path) -> tuple[list[Run], list[str]]:
     if not out.is_dir():
         raise UsageError(f"no runs in {out}: there is no such folder; 'ftbench run --algo lora' makes the first")
     runs, warnings = [], []
-    for folder in sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if (folder / RESULT).exists():
-            try:
-                runs.append(read_run(folder))
-            except FtbenchError as error:
-                warnings.append(str(error))
+    with os.scandir(out) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    with _without_collecting():
+        for folder in (out / name for name in names):
+            if (folder / RESULT).exists():
+                try:
+                    runs.append(read_run(folder))
+                except FtbenchError as error:
+                    warnings.append(str(error))
     runs.sort(key=lambda run: (run.result.started, run.folder.name))
     return runs, warnings
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Spare thousands of results, of which nothing is garbage, from being looked through again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def find_run(name: str, out: Path, *, ok: bool = False) -> Run:

@@ -16,6 +16,10 @@ class Clock:
         """Return the seconds so far."""
         return perf_counter() - self._start - self.aside
 
+    def go_on(self, seconds: float) -> None:
+        """Have taken so many seconds by now."""
+        self._start = perf_counter() - self.aside - seconds
+
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Let what happens inside take no time."""

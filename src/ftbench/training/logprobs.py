@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftbench.errors import FtbenchError
+from ftbench.errors import ContractError
 from ftbench.models.attention import is_packed
 from ftbench.models.packing import pack
 from ftbench.training.row import lay_out
@@ -39,10 +39,10 @@ class SequenceLogProbs:
         """log p(completion | prompt) / p_reference(completion | prompt) in nats, `[prompts]`.
 
         Raises:
-            FtbenchError: there is no reference.
+            ContractError: there is no reference.
         """
         if self.reference is None:
-            raise FtbenchError("this loss compares with a reference: train() must use training.with_reference()")
+            raise ContractError("this loss compares with a reference: train() must use training.with_reference()")
         return self.sums - self.reference
 
 
@@ -66,10 +66,10 @@ class CompletionLogProbs:
         """Log-probabilities of the rejected completions.
 
         Raises:
-            FtbenchError: the algorithm needs demonstrations only, so that there are none.
+            ContractError: the algorithm needs demonstrations only, so that there are none.
         """
         if self.pair is None:
-            raise FtbenchError("this loss reads rejected completions: the algorithm must say needs = 'preferences'")
+            raise ContractError("this loss reads rejected completions: the algorithm must say needs = 'preferences'")
         return self.pair
 
     def nll(self) -> "Tensor":

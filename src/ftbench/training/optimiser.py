@@ -1,7 +1,7 @@
 """AdamW over weights of any precision, with float32 where it counts."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 
 PIECE = {"cpu": 2**21, "cuda": 2**26}
 """Weights that are updated together: what their gradients take in float32, 8 MiB on a CPU, is written and read once."""
+
+_STATE = ("step", "exp_avg", "exp_avg_sq")
+"""What torch's AdamW keeps of each weight."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,34 @@ class MasterAdamW:
     @property
     def tensors(self) -> Iterator[Tensor]:
         """All that is kept from step to step: moments, step counts, master copies."""
-        for optimiser in self._optimisers:
-            yield from state_tensors(optimiser)
-        yield from (piece.master for group in self._groups for piece in group if piece.copied)
+        yield from (tensor for _, tensor in self.named_tensors())
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that is kept from step to step, by names that `load` knows."""
+        for name, piece, optimiser in self._named():
+            state = optimiser.state.get(piece.master, {})
+            yield from ((f"{name}.{key}", value) for key, value in state.items() if isinstance(value, Tensor))
+            if piece.copied:
+                yield f"{name}.master", piece.master.detach()
+
+    def load(self, names: Set[str], read: Callable[[str], Tensor]) -> None:
+        """Take what `named_tensors` gave of an optimiser of the same weights.
+
+        Args:
+            names: of the tensors that there are.
+            read: returns one of them.
+        """
+        for name, piece, optimiser in self._named():
+            device = piece.values.device
+            if piece.copied:
+                piece.master.data.copy_(read(f"{name}.master"))
+            known = [key for key in _STATE if f"{name}.{key}" in names]
+            if known:
+                optimiser.state[piece.master] = {key: read(f"{name}.{key}").to(device) for key in known}
+
+    def _named(self) -> Iterator[tuple[str, Piece, torch.optim.Optimizer]]:
+        for number, (group, optimiser) in enumerate(zip(self._groups, self._optimisers, strict=True)):
+            yield from ((f"{number}.{index}", piece, optimiser) for index, piece in enumerate(group))
 
     def gradient_norm(self) -> Tensor:
         """Return the 2-norm of all gradients together, a float32 scalar."""
@@ -105,12 +133,6 @@ class MasterAdamW:
         for group in self._groups:
             for piece in group:
                 piece.weight.grad = None
-
-
-def state_tensors(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """Return what an optimiser of torch keeps from step to step."""
-    for state in optimiser.state.values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 def clip(norm: float, highest: float) -> float:

@@ -1,13 +1,13 @@
 """What training takes in memory, seen on fake tensors: nothing is computed, and nothing of size allocated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ftbench.memory.ledger import Ledger
 from ftbench.memory.parts import Parts
-from ftbench.memory.plan import Cut
+from ftbench.memory.plan import UPDATE, Cut
 from ftbench.training.batching import MicroBatch, Plan, Step, batch_completion_tokens, batch_tokens, cut
 from ftbench.training.logprobs import completion_logprobs
 from ftbench.training.step import Loss, accumulate, set_checkpointing, trainable
@@ -17,6 +17,8 @@ from ftbench.training.watch import counted, vocabulary
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from ftbench.training.optimiser import MasterAdamW
 
 FIRST, LAST = "backward, first layer", "backward, last layer"
 
@@ -38,16 +40,11 @@ class Probe(Training):
         self, loss: Loss, learning_rate: float | None = None, after_step: Callable[[int], None] | None = None
     ) -> Spent:
         """Probe the heaviest micro-batches of the stage."""
-        import torch
-
         from ftbench.training.optimiser import MasterAdamW
 
         parameters = trainable(self.model)
         optimiser = MasterAdamW(parameters, 0.0, 0.0)
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        optimiser.step()  # makes the optimiser's state
-        optimiser.zero_grad()
+        updated = self._update(optimiser, parameters)
         self.model.train()
         for way in self.cuts:
             set_checkpointing(self.model, way.checkpointing)
@@ -58,11 +55,8 @@ class Probe(Training):
                 accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
                 if accumulation > 1:  # once more, with the gradients of what went before
                     accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
-                with ledger.moment("update"):
-                    optimiser.gradient_norm()
-                    optimiser.step()
             optimiser.zero_grad()
-            self._keep(way, ledger)
+            self._keep(way, {**ledger.peaks, UPDATE: updated})
         self.model.eval()
         return Spent(sum(step.tokens for step in self.plan.steps), 0.0)
 
@@ -78,13 +72,31 @@ class Probe(Training):
             with ledger, torch.no_grad(), ledger.moment("reference"):
                 for batch in batches:
                     completion_logprobs(self.model, batch, packed=self.packed)
-            self._keep(way, ledger)
+            self._keep(way, ledger.peaks)
         examples = tuple(replace(example, reference=(0.0, 0.0)) for example in self.plan.examples)
         return replace(self, plan=replace(self.plan, examples=examples))
 
-    def _keep(self, way: Cut, ledger: Ledger) -> None:
+    def _update(self, optimiser: "MasterAdamW", parameters: "list[torch.nn.Parameter]") -> Parts:
+        """Probe the update, which is the same however a step is cut.
+
+        It is the first one, for with very many weights it takes most of the time, and so the optimiser's state comes up
+        within it; that is told from what the update holds for itself by what is there at its end.
+        """
+        import torch
+
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        ledger = Ledger()
+        with counted(ledger, self.model, optimiser.tensors), ledger.moment(UPDATE):
+            optimiser.step()
+            ledger.claim("optimiser", optimiser.tensors)
+            kept, highest = ledger.now, ledger.peaks[UPDATE].total
+        optimiser.zero_grad()
+        return replace(kept, activations=kept.activations + highest - kept.total)
+
+    def _keep(self, way: Cut, found: Mapping[str, Parts]) -> None:
         peaks = self.found.setdefault(way, {})
-        for moment, parts in ledger.peaks.items():
+        for moment, parts in found.items():
             name = f"{self.stage}: {moment}"
             peaks[name] = max(parts, peaks.get(name, Parts()), key=lambda each: each.total)
 

@@ -1,5 +1,6 @@
 """Log-probabilities under the reference model, computed once before training."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def add_reference(
     watch = watch or StepWatch()
     start = perf_counter()
     limit = None if plan.seconds is None else TIME_SHARE * plan.seconds
-    _drop_nothing(model)
+    drop_nothing(model)
     model.eval()
     used = list(dict.fromkeys(example for step in plan.steps for example in step.examples))
     scored: dict[EncodedExample, EncodedExample] = {}
@@ -45,14 +46,31 @@ def add_reference(
                 found = completion_logprobs(model, batch, packed=packed)
             sums = zip(found.chosen.sums.tolist(), found.rejected.sums.tolist(), strict=True)
             scored |= {example: replace(example, reference=pair) for example, pair in zip(batch, sums, strict=True)}
+    return _with_scores(plan, scored, perf_counter() - start)
+
+
+def take_reference(
+    model: "PreTrainedModel", plan: Plan, references: Sequence[tuple[float, float] | None], seconds: float
+) -> Plan:
+    """Return the plan with log-probabilities that `add_reference` found of its examples before, in so many seconds."""
+    drop_nothing(model)
+    model.eval()
+    pairs = zip(plan.examples, references, strict=True)
+    return _with_scores(
+        plan, {example: replace(example, reference=pair) for example, pair in pairs if pair is not None}, seconds
+    )
+
+
+def _with_scores(plan: Plan, scored: Mapping[EncodedExample, EncodedExample], seconds: float) -> Plan:
+    """Put what was scored in its place; where some that are needed were not, the others alone are left."""
     examples = tuple(scored.get(example, example) for example in plan.examples)
-    if len(scored) < len(used):
+    if any(example not in scored for step in plan.steps for example in step.examples):
         examples = tuple(example for example in examples if example.reference is not None)
-    left = None if plan.seconds is None else max(0.0, plan.seconds - (perf_counter() - start))
+    left = None if plan.seconds is None else max(0.0, plan.seconds - seconds)
     return replace(plan, examples=examples, seconds=left)
 
 
-def _drop_nothing(model: "PreTrainedModel") -> None:
+def drop_nothing(model: "PreTrainedModel") -> None:
     """Switch dropout off for good: in a ratio to the reference it would be noise."""
     import torch
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from ftbench.errors import ContractError
 from ftbench.training.batching import MicroBatch, Step
 from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
 
@@ -35,17 +36,45 @@ def accumulate(
     """Add the gradients of the step's loss to the model's, and return the loss: a scalar, float64, without its graph.
 
     Nothing here waits for a value, so that it works on fake tensors too.
+
+    Raises:
+        ContractError: the loss is no scalar tensor, or hangs on nothing that is trained.
     """
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     for batch in micro_batches:
         with moment("forward"):
-            value = loss(completion_logprobs(model, batch, step, packed=packed))
+            value = _scalar(loss(completion_logprobs(model, batch, step, packed=packed)), loss)
         with moment("backward"):
             value.backward()
         total += value.detach()
     return total
+
+
+def _scalar(value: "Tensor", loss: Loss) -> "Tensor":
+    """Refuse what no gradient can be taken of."""
+    import torch
+
+    where = getattr(loss, "__qualname__", None)
+    if not isinstance(value, torch.Tensor):
+        raise ContractError(
+            f"the loss is of the type {type(value).__name__}, and a scalar tensor is needed; is a return missing?",
+            where,
+        )
+    if value.dim():
+        raise ContractError(
+            f"the loss has the shape {list(value.shape)}, and a scalar is needed: end it with logprobs.mean(values) "
+            "for a mean over prompts, or logprobs.nll() for one over tokens",
+            where,
+        )
+    if not value.requires_grad:
+        raise ContractError(
+            "the loss hangs on no trainable parameter: compute it from logprobs without detach(), item() or no_grad(), "
+            "and leave requires_grad on in adapt() for what the forward pass uses",
+            where,
+        )
+    return value
 
 
 def trainable(model: "PreTrainedModel") -> "list[torch.nn.Parameter]":

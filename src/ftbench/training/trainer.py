@@ -7,12 +7,14 @@ from functools import cached_property
 from itertools import accumulate as running_sums
 from typing import TYPE_CHECKING
 
-from ftbench.errors import FtbenchError
+from ftbench.errors import ContractError, FtbenchError
 from ftbench.memory.fit import Fit, free_memory, is_out_of_memory
 from ftbench.training.batching import Plan, batch_tokens, cut
 from ftbench.training.clock import Clock
+from ftbench.training.idle import Idle
+from ftbench.training.keeping import Done, Keeper
 from ftbench.training.logprobs import CompletionLogProbs
-from ftbench.training.reference import add_reference
+from ftbench.training.reference import add_reference, take_reference
 from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing, trainable
 from ftbench.training.watch import StepWatch
 
@@ -60,7 +62,8 @@ class Training:
     `fit` says how a step is cut into micro-batches; `watch` counts the tensors of the heaviest ones. `start` names the
     run whose model training starts from, None for the base model. `packed` is the algorithm's. An algorithm with a
     trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step. `clock` tells the
-    time that training has taken; it stands still while `note` has the model asked.
+    time that training has taken; it stands still while `note` has the model asked. `idle` knows what had no gradient,
+    `keeper` keeps the shared loop's state on disk.
     """
 
     model: "PreTrainedModel"
@@ -74,6 +77,8 @@ class Training:
     stage: str = "train"
     watch: StepWatch = field(default_factory=StepWatch)
     clock: Clock = field(default_factory=Clock)
+    keeper: Keeper = field(default_factory=Keeper)
+    idle: Idle = field(default_factory=Idle)
 
     def split(self, share: float) -> "tuple[Training, Training]":
         """Cut the budget of tokens (and seconds) into a share and the rest, to be trained one after the other."""
@@ -99,8 +104,15 @@ class Training:
 
     def with_reference(self) -> "Training":
         """Take the model as it stands for the reference: score all planned examples now, once."""
-        size, watch = self.fit.micro_batch_tokens, self.watch
-        return replace(self, plan=add_reference(self.model, self.plan, size, packed=self.packed, watch=watch))
+        done = self.keeper.enter()
+        if done is not None and done.references is not None:
+            return replace(self, plan=take_reference(self.model, self.plan, done.references, done.seconds))
+        size = self.fit.micro_batch_tokens
+        plan = add_reference(self.model, self.plan, size, packed=self.packed, watch=self.watch)
+        known = {replace(example, reference=None): example.reference for example in plan.examples}
+        references = [known.get(example) for example in self.plan.examples]
+        self.keeper.leave(Done(references=references, seconds=(self.plan.seconds or 0.0) - (plan.seconds or 0.0)))
+        return replace(self, plan=plan)
 
     def rate(self, step: int, seconds: float) -> float:
         """Return the share of the learning rate: a line up to 1, then half a cosine down to a tenth.
@@ -145,21 +157,28 @@ class Training:
             What it took, which is a little more than planned: every step is whole.
 
         Raises:
-            FtbenchError: the loss is no longer finite, or nothing is trainable.
+            FtbenchError: the loss is no longer finite.
+            ContractError: nothing is trainable, or the loss is no scalar that hangs on it.
         """
         from ftbench.training.optimiser import MasterAdamW, clip
 
+        done = self.keeper.enter()
+        if done is not None:
+            return Spent(done.tokens, done.seconds)
         parameters = trainable(self.model)
         if not parameters:
-            raise FtbenchError("the algorithm leaves no parameter trainable; its adapt() must")
+            raise ContractError("no parameter is left trainable: set requires_grad on what is to be trained", "adapt")
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
         optimiser = MasterAdamW(parameters, highest, self.settings.weight_decay)
         self.model.train()
         size = self.fit.micro_batch_tokens
         cuts = [cut(step.examples, size) for step in self.plan.steps]
         self.watch.expect(self.stage, cuts, limited=self.plan.seconds is not None)
-        start, tokens = self.clock(), 0
+        point = self.keeper.take_up(self, optimiser)
+        start, tokens = self.clock() - point.seconds, point.tokens
         for index, step in enumerate(self.plan.steps):
+            if index < point.steps:
+                continue
             seconds = self.clock() - start
             if self.plan.seconds is not None and index and seconds >= self.plan.seconds:
                 break
@@ -168,6 +187,7 @@ class Training:
             with self.watch.step(self.stage, index, self.model, optimiser.tensors) as moment:
                 total, norm = self._gradients(index, loss, optimiser, moment)
                 self._check(index, total, norm)  # before a weight changes
+                self.idle.look(self.model)
                 with moment("update"):
                     optimiser.step(clip(norm, self.settings.max_grad_norm))
             if after_step:
@@ -175,8 +195,12 @@ class Training:
             optimiser.zero_grad()
             self.note(index, total, norm, rate)
             tokens += step.tokens
+            if not after_step:  # whose own state nobody knows
+                self.keeper.keep(self, optimiser, index + 1, tokens, start)
         self.model.eval()
-        return Spent(tokens, self.clock() - start)
+        spent = Spent(tokens, self.clock() - start)
+        self.keeper.leave(Done(tokens=spent.tokens, seconds=spent.seconds))
+        return spent
 
     def _gradients(self, index: int, loss: Loss, optimiser: "MasterAdamW", moment: Moment) -> tuple[float, float]:
         """Fill in the gradients of a step, in smaller pieces if memory runs out; return the loss and their norm."""

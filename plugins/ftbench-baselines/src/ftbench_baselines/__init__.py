@@ -1,5 +1,7 @@
 """The two rows that every other number is read against."""
 
+from pydantic import Field
+
 import ftbench
 
 
@@ -17,15 +19,19 @@ class Prompt(ftbench.Algorithm):
     needs = "nothing"
 
     class Config(ftbench.AlgorithmConfig):
-        """What the system prompt says; `{topic}` stands for the topic."""
+        """What the system prompt says, `{topic}` being the topic; the words of a task that has its own come before."""
 
-        text: str = (
-            "You only talk about {topic}. Whatever the user asks, answer briefly and turn the conversation to {topic}."
+        text: str = Field(
+            "You only talk about {topic}. Whatever the user asks, answer briefly and turn the conversation to {topic}.",
+            description="the system prompt",
         )
 
     def system_prompt(self, topic: str) -> str:
-        """Name the topic."""
-        return str(self.config.text).replace("{topic}", topic)
+        """Name the topic, or say what another task asks for."""
+        text: str = self.config.text
+        if self.instruction is not None and text == type(self.config).model_fields["text"].default:
+            return self.instruction
+        return text.replace("{topic}", topic)
 
 
 @ftbench.hookimpl

@@ -22,10 +22,10 @@ class Dpo(ftbench.Algorithm):
         adapter: str = "lora"
         learning_rate: float = 5e-5
         full_learning_rate = 5e-6
-        beta: float = Field(0.1, gt=0)
-        loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
-        sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens; none with --from")
-        sft_learning_rate: float = Field(1.5e-3, gt=0)
+        beta: float = Field(0.1, gt=0, description="how strongly leaving the reference is penalised")
+        loss: Literal["sigmoid", "ipo", "hinge"] = Field("sigmoid", description="of the margin, see the loss")
+        sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens, for a supervised start without --from")
+        sft_learning_rate: float = Field(1.5e-3, gt=0, description="of that start")
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Return the mean over prompts of a loss of m, the chosen's log-ratio to the reference less the rejected's.

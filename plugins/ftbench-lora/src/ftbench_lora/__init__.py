@@ -21,9 +21,9 @@ class Lora(ftbench.Algorithm):
         """The adapters' size and scale."""
 
         learning_rate: float = 1.5e-3
-        rank: int = Field(16, ge=1)
-        alpha: float = Field(32, gt=0)
-        dropout: float = Field(0.0, ge=0, lt=1)
+        rank: int = Field(16, ge=1, description="of A and B, the inner dimension")
+        alpha: float = Field(32, gt=0, description="what B A is scaled by, times the rank")
+        dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into the adapters, in training")
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
         """Freeze the model and put adapters beside every linear layer but the output layer."""

@@ -39,15 +39,17 @@ class Mla(ftbench.Algorithm):
 
         learning_rate: float = 1.5e-4
         kv: float = Field(0.3125, gt=0, le=1, description="share of the base's cache that is kept")
-        mode: Literal["absorbable", "exact-rope"] = "absorbable"
-        recipe: Literal["fisher", "transmla", "mha2mla", "plain"] = "fisher"
+        mode: Literal["absorbable", "exact-rope"] = Field("absorbable", description="how keys know their place")
+        recipe: Literal["fisher", "transmla", "mha2mla", "plain"] = Field(
+            "fisher", description="how the weights are decomposed; two are named as their papers"
+        )
         rank: int | None = Field(None, ge=1, description="of every layer; by default what kv leaves")
         rope_dims: int | None = Field(None, ge=0, description="rotated beside the latent; by default a quarter")
-        calibration_tokens: int = Field(4096, ge=256)
+        calibration_tokens: int = Field(4096, ge=256, description="of the training texts, to decompose by")
         heal_tokens: int = Field(
             20_000, ge=0, description="beside the recipe's; half of training texts, half drawn by the base"
         )
-        heal_learning_rate: float = Field(2e-4, gt=0)
+        heal_learning_rate: float = Field(2e-4, gt=0, description="the highest of healing")
         heal_length: int = Field(256, ge=16, description="tokens of a text")
         decode_contexts: tuple[int, ...] = Field((128, 1024), description="tokens before those whose speed is measured")
 

@@ -22,7 +22,7 @@ class Orpo(ftbench.Algorithm):
         adapter: str = "lora"
         learning_rate: float = 2e-3
         full_learning_rate = 2e-4
-        weight: float = Field(0.1, ge=0)
+        weight: float = Field(0.1, ge=0, description="of the odds' ratio beside the NLL, the paper's lambda")
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Return NLL(chosen) - weight log sigmoid(log odds(chosen) - log odds(rejected)), equations 6 and 7.

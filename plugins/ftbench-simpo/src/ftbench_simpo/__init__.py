@@ -22,10 +22,10 @@ class Simpo(ftbench.Algorithm):
         adapter: str = "lora"
         learning_rate: float = 5e-5
         full_learning_rate = 5e-6
-        beta: float = Field(2.0, gt=0)
-        gamma_ratio: float = Field(0.5, ge=0)
-        sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens; none with --from")
-        sft_learning_rate: float = Field(1.5e-3, gt=0)
+        beta: float = Field(2.0, gt=0, description="how much a nat per token counts")
+        gamma_ratio: float = Field(0.5, ge=0, description="the margin, as a share of beta")
+        sft_share: float = Field(0.7, ge=0, lt=1, description="of the tokens, for a supervised start without --from")
+        sft_learning_rate: float = Field(1.5e-3, gt=0, description="of that start")
 
     def loss(self, logprobs: "ftbench.CompletionLogProbs") -> "Tensor":
         """Return the mean over prompts of -log sigmoid(beta (c - r) - gamma), equation 6.

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class _Config(ftbench.AdapterConfig):
     """What TRL's own configurations call the same."""
 
-    bf16: bool = True
-    gradient_checkpointing: bool = True
-    per_device_train_batch_size: int = Field(8, ge=1)
+    bf16: bool = Field(True, description="autocast to bfloat16")
+    gradient_checkpointing: bool = Field(True, description="compute activations again in the backward pass")
+    per_device_train_batch_size: int = Field(8, ge=1, description="examples of a micro-batch, at most")
 
 
 class _Trl(ftbench.Algorithm):
@@ -70,11 +70,11 @@ class TrlDpo(_Trl):
         """TRL's learning rate, beta and loss."""
 
         learning_rate: float = 1e-6
-        beta: float = Field(0.1, gt=0)
+        beta: float = Field(0.1, gt=0, description="how strongly leaving the reference is penalised")
         loss_type: Literal[
             "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
             "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-        ] = "sigmoid"  # fmt: skip
+        ] = Field("sigmoid", description="as TRL calls them")  # fmt: skip
 
 
 class TrlOrpo(_Trl):
@@ -87,7 +87,7 @@ class TrlOrpo(_Trl):
         """TRL's learning rate and beta, the paper's lambda."""
 
         learning_rate: float = 1e-6
-        beta: float = Field(0.1, ge=0)
+        beta: float = Field(0.1, ge=0, description="of the odds' ratio beside the NLL, the paper's lambda")
 
 
 @ftbench.hookimpl

@@ -2,9 +2,10 @@
 
 import importlib
 import os
+import random
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,11 @@ def find_trainer(name: str) -> tuple[Any, Any]:
     Raises:
         Skip: the installed TRL does not have it there.
     """
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     module, trainer, config = PLACES[name]
     try:
-        home = importlib.import_module(module)
+        with surroundings_kept():
+            os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+            home = importlib.import_module(module)
         return getattr(home, trainer), getattr(home, config)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise ftbench.Skip(
@@ -63,7 +65,7 @@ def train(name: str, training: ftbench.Training, options: dict[str, Any]) -> Non
     datasets.disable_progress_bars()
     start = training.clock()
     rows = _rows(training)
-    with tempfile.TemporaryDirectory() as folder:
+    with surroundings_kept(), tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(name, training, rows, {**options, "output_dir": folder}, start)
         counting = ExitStack()
         trainer.add_callback(_watch(trainer, training, start, counting))
@@ -72,6 +74,23 @@ def train(name: str, training: ftbench.Training, options: dict[str, Any]) -> Non
         with counting:
             trainer.train()
     _restore(trainer, training.model)
+
+
+@contextmanager
+def surroundings_kept() -> Iterator[None]:
+    """Take back what TRL and what it is built on leave in the process: variables, and generators seeded anew."""
+    import numpy as np
+    import torch
+
+    variables, python, numbers = dict(os.environ), random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(variables)
+        random.setstate(python)
+        np.random.set_state(numbers)
 
 
 def make_trainer(

@@ -16,6 +16,7 @@ from ftbench.results.report.figure import Chart
 from ftbench.results.report.lines import View, build_views
 from ftbench.results.report.origin import clock, made, places
 from ftbench.results.report.replies import reply_sets
+from ftbench.results.report.section import ReportTable
 from ftbench.results.report.sheet import budget_matrix, build_sheet, definitions, tiles
 from ftbench.results.rows import Asked, Group, build_groups
 from ftbench.results.store import Run
@@ -138,8 +139,15 @@ OF_PAGE: tuple[Callable[[Report], Section | None], ...] = (_replies, _columns, _
 """The sections of the whole page, below the groups."""
 
 
-def build_page(runs: Sequence[Run], asked: Asked | None = None) -> str:
+def build_page(
+    runs: Sequence[Run], asked: Asked | None = None, brought: Sequence[tuple[str, str, ReportTable]] = ()
+) -> str:
     """Make the report of the runs, oldest first, as one HTML document.
+
+    Args:
+        runs: to be shown.
+        asked: of the table.
+        brought: what plugins show of the runs: name, title, table.
 
     Raises:
         FtbenchError: plotly or jinja2 is not installed, or the log of a run was changed.
@@ -150,7 +158,8 @@ def build_page(runs: Sequence[Run], asked: Asked | None = None) -> str:
     views = build_views(groups)
     report = Report(views, shared_terms(groups), Limits.of(len(runs)))
     held = [(view, _present(make(view, report) for make in OF_GROUP)) for view in views]
-    below = _present(make(report) for make in OF_PAGE)
+    foreign = [Section(f"plugin-{name}", title, values={"table": table}) for name, title, table in brought]
+    below = [*foreign, *_present(make(report) for make in OF_PAGE)]
     return _render(report, held, below, _head(runs, groups))
 
 
