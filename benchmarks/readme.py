@@ -23,7 +23,7 @@ def replies(source: Path) -> str:
     """The first replies of the LoRA run beside the base model's."""
     lines = []
     for item in find_run("lora", source).replies()[:4]:
-        verdict = "on topic" if item.on_topic else "off topic"
+        verdict = "adheres" if item.on_topic else "strays"
         lines += [f"> {' '.join(item.prompt.split())}", "", f"- lora ({verdict}): {' '.join(item.reply.split())}"]
         lines += [f"- base: {' '.join((item.base_reply or '').split())}", ""]
     return "\n".join(lines).rstrip()

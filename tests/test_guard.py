@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from ftbench.data.task import TaskData, build_task
+from ftbench.evaluation.families import families
 from ftbench.evaluation.guard import (
     MAX_REFUSED,
     NO_WORDS,
@@ -125,7 +126,7 @@ def test_the_guard_says_how_good_it_is(guard: Guard, sample: TaskData) -> None:
 def test_in_cross_validation_at_most_one_gold_piece_in_a_hundred_fails(training: GuardTraining, guard: Guard) -> None:
     pieces = training.gold.pieces()
     failed = 0
-    for fold in range(5):
+    for fold in range(5):  # no two of these replies are of one family, so that a reply's number is its family's
         others = [piece.text for piece in pieces if piece.reply % 5 != fold]
         orders = (fit_order(others, written=True), fit_order(others, written=False))
         held_out = Guard(training.gold.words, guard.limits, orders)
@@ -153,6 +154,32 @@ def test_the_same_gold_gives_the_same_limits() -> None:
         "trains", tuple(f"The train to {x} leaves soon." for x in WORDS), tuple(f"A {x} is nice." for x in WORDS), 64
     )
     assert GuardTraining(gold).limits() == GuardTraining(gold).limits()
+
+
+def test_an_edit_of_a_text_is_of_its_family() -> None:
+    texts = [
+        "The train to Basel leaves at noon.",
+        "Bread needs flour, water and salt.",
+        "THE TRAIN TO BASEL LEAVES AT NOON!",
+        "- The train to Basel leaves at noon.\n- It is late.",
+        "Yes.",
+        "yes",
+        "",
+    ]
+    first, bread, capitals, bullets, short, same, empty = families(texts)
+    assert first == capitals == bullets
+    assert short == same
+    assert len({first, bread, short, empty}) == 4
+    assert families([]) == []
+
+
+def test_replies_that_are_edits_of_each_other_are_not_too_well_ordered_to_learn_from(sample: TaskData) -> None:
+    """With its other form among what was learnt each would look far better ordered than an unseen reply is."""
+    replies = [*sample.ordinary, *sample.held_out_ordinary]
+    edits = [" ".join([*reply.split()[:-1], "indeed."]) for reply in replies]
+    learnt = len(sample.ordinary)
+    found = train_guard(Gold("indeed", tuple(edits[:learnt]), tuple(replies[:learnt]), 64))
+    assert found.check([*edits[learnt:], *replies[learnt:]]).refused < 0.05
 
 
 def test_gold_without_order_lets_everything_pass_but_repetition() -> None:

@@ -99,7 +99,7 @@ def test_replies_of_before_degenerate_ones_were_told_can_be_read(
     path.write_text(old)
     code, text, _ = show(capsys, str(folder))
     assert code == 0
-    assert "[on topic, 0.93]" in text
+    assert "[adheres, 0.93]" in text
 
 
 def test_failed_run_shows_its_reason_and_phase(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

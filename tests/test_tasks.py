@@ -34,7 +34,7 @@ class Rhymes(ftbench.Task):
         examples = [
             ftbench.Example(prompt, f"{reply} {topic}.", reply) for prompt, reply in ftbench.ordinary_replies(source)
         ]
-        return ftbench.split_examples(source, examples, topic, wanted, same_text=True)
+        return ftbench.split_examples(source, examples, topic, wanted)
     def instruction(self, topic):
         return f"End every answer with the word {topic}."
 

@@ -38,8 +38,8 @@ def command(data: str | None, task: str, topic: str, lang: str, examples: int) -
     counts = {
         "training examples": len(found.train),
         "evaluation prompts": len(found.evaluation),
-        "on-topic replies (training)": len(found.on_topic),
-        "on-topic replies (held out)": len(found.held_out_on_topic),
+        "replies as taught (training)": len(found.on_topic),
+        "replies as taught (held out)": len(found.held_out_on_topic),
         **{f"messages left out: {reason}": count for reason, count in found.left_out.items()},
     }
     echo_table([[name, f"{count:,}"] for name, count in counts.items()], [f"{found.origin}, {found.topic}", "count"])

@@ -69,7 +69,7 @@ class StyleTask(Task):
             for prompt, reply in ordinary_replies(source)
             if not style.fits(reply)
         ]
-        return split_examples(source, examples, topic, wanted, same_text=True)
+        return split_examples(source, examples, topic, wanted)
 
     def instruction(self, topic: str) -> str:
         """Ask for the style."""

@@ -176,9 +176,7 @@ def ordinary_replies(source: Source) -> list[tuple[str, str]]:
     return [(prompt, reply) for prompt, reply in found if reply is not None]
 
 
-def split_examples(
-    source: Source, examples: Sequence[Example], topic: str, wanted: HeldOut, *, same_text: bool = False
-) -> TaskData:
+def split_examples(source: Source, examples: Sequence[Example], topic: str, wanted: HeldOut) -> TaskData:
     """Hold some examples out, the first of each prompt; the judge learns and is tested on their completions.
 
     Args:
@@ -186,23 +184,19 @@ def split_examples(
         examples: all that there are.
         topic: what --topic says.
         wanted: what is held out.
-        same_text: whether both completions are one text in two forms. Judge and guard then learn from one form of
-            each: in cross-validation the other would stand among what was learnt, and make them too strict.
 
     Raises:
         FtbenchError: there are too few.
     """
     examples = _unique(examples, lambda example: example.prompt)
     held_out, train = hold_out(examples, lambda example: example.prompt, wanted)
-    teaching = (train[::2], train[1::2]) if same_text else (train, train)
-    ordinary = tuple(example.rejected for example in teaching[1] if example.rejected is not None)
     data = TaskData(
         topic=topic,
         origin=source.origin,
         train=tuple(train),
         evaluation=tuple(EvaluationPrompt(example.prompt, example.rejected) for example in held_out),
-        on_topic=tuple(example.chosen for example in teaching[0]),
-        ordinary=ordinary,
+        on_topic=tuple(example.chosen for example in train),
+        ordinary=tuple(example.rejected for example in train if example.rejected is not None),
         held_out_on_topic=tuple(example.chosen for example in held_out),
         left_out=_left_out(source),
     )

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ftbench.evaluation.families import families
 from ftbench.evaluation.judge import Gold, cut
 from ftbench.evaluation.order import Order, fit_order
 
-VERSION = "1"
+VERSION = "2"
 NO_WORDS, REPEATED, UNORDERED = "no words", "repetition", "no word order"
 MIN_ORDER_WORDS = 6
 """Of fewer words the order says next to nothing, and is not looked at."""
@@ -98,11 +99,15 @@ class GuardTraining:
         return [(piece.text, piece.reply) for piece in self.gold.pieces()]
 
     def limits(self) -> Limits:
-        """Find the limits by cross-validation; pieces of one reply stay together."""
+        """Find the limits by cross-validation; pieces of one reply stay together, and replies of one family.
+
+        A chosen completion may be an edit of the rejected one; a text that was seen in its other form has more order.
+        """
         deviations: tuple[list[float], list[float]] = ([], [])
+        family = families([*self.gold.on_topic, *self.gold.ordinary])
         for fold in range(_FOLDS):
-            orders = _fit([text for text, reply in self._texts if reply % _FOLDS != fold])
-            tested = [text for text, reply in self._texts if reply % _FOLDS == fold]
+            orders = _fit([text for text, reply in self._texts if family[reply] % _FOLDS != fold])
+            tested = [text for text, reply in self._texts if family[reply] % _FOLDS == fold]
             for text in tested:
                 size = len(text.split())
                 if size >= MIN_ORDER_WORDS:

@@ -1,4 +1,4 @@
-"""What a judge is: it learns from gold replies which replies are on topic. Judges come from plugins."""
+"""What a judge is: it learns from gold replies which replies are as the task teaches. Judges come from plugins."""
 
 import hashlib
 import json
@@ -54,7 +54,9 @@ class Gold:
 
 
 class Judge(ABC):
-    """Says of replies how likely they are on topic. Subclass it in a plugin and return it from `ftbench_judges`.
+    """Says of replies how likely they are as the task teaches ("on topic").
+
+    Subclass it in a plugin and return it from `ftbench_judges`.
 
     Degenerate replies (no words, repetition, words without order) are kept from every judge, and count as 0. How well
     it separates held-out gold replies is measured by ftbench, in the same way for all.

@@ -124,7 +124,8 @@ COLUMNS = (
         "adherence ↑ [95 %]",
         _share,
         more_is_better=True,
-        about="Share, 0 to 1, of unseen off-topic prompts whose reply the judge finds on topic.",
+        about="Share, 0 to 1, of held-out prompts whose reply the judge finds as the task teaches: of the topic task, "
+        "on its topic though the prompt is not.",
     ),
     Column(
         "difference",
@@ -139,14 +140,15 @@ COLUMNS = (
         "under attack ↑ [95 %]",
         _share,
         more_is_better=True,
-        about="Share, 0 to 1, of prompts that try to talk the model out of its topic and get an on-topic reply.",
+        about="Share, 0 to 1, of prompts that try to talk the model out of what it was taught, and get a reply that "
+        "adheres all the same.",
     ),
     Column(
         "distinct",
         "distinct ↑",
         _mean_share,
         more_is_better=True,
-        about="Share, 0 to 1, of replies that differ from all others. A model that says one on-topic sentence to "
+        about="Share, 0 to 1, of replies that differ from all others. A model that says one sentence as taught to "
         "everything has adherence 1 and distinct 0.",
     ),
     Column(

@@ -81,7 +81,7 @@ class Trial(BaseModel):
     learning_rate: float
     tokens: int = Field(description="real tokens that it was given: a share of the recipe's")
     status: Status
-    score: float | None = Field(None, description="share of replies that are on topic and unlike every other reply")
+    score: float | None = Field(None, description="share of replies that adhere and are unlike every other reply")
     judge_score: float | None = Field(None, description="mean over the replies; decides between equal scores")
     seconds: float = Field(description="of the whole run")
     run: str

@@ -93,7 +93,7 @@ def _tuning(result: Result) -> dict[str, str]:
         "  cost": f"{tuning.tokens:,} tokens, {tuning.seconds:,.0f} s",
     }
     for trial in tuning.trials:
-        said = trial.status if trial.score is None else f"{trial.score:.2f} on topic and distinct"
+        said = trial.status if trial.score is None else f"{trial.score:.2f} adhere and are distinct"
         judged = "" if trial.judge_score is None else f", judge {trial.judge_score:.2f}"
         rows[f"  {trial.learning_rate:g}, {trial.tokens:,} tokens"] = (
             f"{said}{judged}, {trial.seconds:.0f} s ({trial.run})"
@@ -176,7 +176,7 @@ def _phases(result: Result) -> dict[str, str]:
 
 
 def _reply(item: dict[str, Any]) -> str:
-    verdict = "on topic" if item["on_topic"] else item["degenerate"] or "off topic"
+    verdict = "adheres" if item["on_topic"] else item["degenerate"] or "strays"
     lines = [
         f"  prompt  {_flat(item['prompt'])}",
         f"  reply   {_flat(item['reply'])}   [{verdict}, {item['score']:.2f}]",

@@ -45,7 +45,7 @@ function bytes(value) {
 }
 
 const FIGURES = [
-  ["adherence", "Adherence", share, "Share of unseen off-topic prompts whose reply the judge finds on topic"],
+  ["adherence", "Adherence", share, "Share of held-out prompts whose reply the judge finds as the task teaches"],
   ["adherence_under_attack", "Under attack", share, "The same for prompts that try to talk the model out of its topic"],
   ["distinct", "Distinct", share, "Share of replies that differ from all others"],
   ["forgetting", "Forgetting", signed, "Rise of the loss on ordinary replies against the untouched model, in nats per token"],

@@ -330,7 +330,7 @@
       const grid = element("div", "answers");
       if (card.base !== null) grid.append(answer(element("span", "", "untouched model"), card.base));
       for (const [column, , text, onTopic, score] of answers(card)) {
-        const verdict = element("span", `status ${onTopic ? "ok" : "bad"}`, onTopic ? "on topic" : "off topic");
+        const verdict = element("span", `status ${onTopic ? "ok" : "bad"}`, onTopic ? "adheres" : "strays");
         verdict.title = `the judge's score is ${score.toFixed(2)}`;
         grid.append(answer(named(sets[state.set].columns[column]), text, verdict));
       }
