@@ -346,7 +346,7 @@ def test_definitions_cover_what_the_tables_show(rich: Page, quick: Page) -> None
     for page in (rich, quick):
         for heading in ("adherence ↑ [95 %]", "forgetting ↓ nats/token [95 %]", "peak memory ↓"):
             assert heading in page.shown
-        assert "Share, 0 to 1, of unseen off-topic prompts" in page.shown
+        assert "Share, 0 to 1, of held-out prompts" in page.shown
 
 
 def test_recipes_commands_and_versions_are_there(quick: Page) -> None:
