@@ -4,8 +4,9 @@ python benchmarks/kills.py [--times 50]                   about an hour on two c
 
 Each time a run of a tiny random model is started, and the launcher, the worker or both are killed: one time in three at
 a moment between its start and the time that an unbroken run takes, else at one between its first step and as long after
-as an unbroken run takes from there, for most of a small run is Python reading its libraries. Then the store is read, the run is started again, and its replies are
-held against those of an unbroken run. A line a time is added to benchmarks/kills/cpu.jsonl.
+as an unbroken run takes from there, for most of a small run is Python reading its libraries. Then the store is read,
+the run is started again, and its replies, outcomes and weights are held against those of an unbroken run, bit by bit.
+What runs share is made anew each time, in a cache of their own. A line a time is added to benchmarks/kills/cpu.jsonl.
 """
 
 import argparse
