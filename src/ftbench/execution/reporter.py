@@ -64,7 +64,7 @@ class Arguments:
     def __init__(self, name: str, folder: str, config: dict[str, Any]) -> None:
         self.run_name = name
         self.output_dir = folder
-        self.project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        self.project = PROJECT
         self._config = config
 
     def __getattr__(self, name: str) -> Any:
