@@ -557,7 +557,7 @@ THEMES = """
   const look = () => ({
     bars: all(0, ".bars .point").length, fill: getComputedStyle(all(0, ".bars .point path")[0]).fill,
     ink: getComputedStyle(all(0, ".ytick text")[0]).fill,
-    slices: all(1, ".slice").length, axes: all(1, ".xtick, .ytick").length,
+    slices: all(1, ".slice").length, axes: all(1, ".xtick").length,
   });
   const seen = [look()];
   document.getElementById("theme").click(); await pause(200);

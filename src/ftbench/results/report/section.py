@@ -16,9 +16,9 @@ class ReportChart:
     """A chart of a section: `figure` is a `plotly.graph_objects.Figure`, or a dict of its `data` and `layout`.
 
     The page brings plotly's JavaScript and draws it without a network, in the theme that the reader chooses:
-    background, text, axes, and the colours of traces that name none are the page's. A trace may also name one as the page's own
-    charts do, for example `var(--series-1)` to `var(--series-7)`. plotly reads some markup in texts: escape what others
-    wrote. `about` says what it shows in words, for who cannot see it; `height` is in pixels.
+    background, text, axes, and the colours of traces that name none are the page's. A trace may also name one as
+    the page's own charts do, for example `var(--series-1)` to `var(--series-7)`. plotly reads some markup in texts:
+    escape what others wrote. `about` says what it shows in words, for who cannot see it; `height` is in pixels.
     """
 
     title: str
