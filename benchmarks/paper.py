@@ -3,8 +3,7 @@
 python benchmarks/paper.py [--tokens-per-second 2500] [--price 2.5] [--tokens 10e6]
 
 Nothing here was measured on a card. Bytes are what `ftbench plan --model benchmarks/configs/llama-8b --memory-budget
-80GiB --device cuda` predicts. Hours come from arithmetic: FLOP a token, over a share of the card's rate that is assumed,
-unless --tokens-per-second says what LoRA was measured at; the others are then scaled by their FLOP.
+80GiB --device cuda` predicts. Hours are arithmetic: FLOP a token, over a share of the card's rate that is assumed, unless --tokens-per-second says what LoRA was measured at; the others are then scaled by their FLOP.
 """
 
 import argparse
@@ -66,7 +65,7 @@ def _hours(kind: Kind, speed: float, tokens: float) -> float:
 
 
 def _schedule(hours: dict[Kind, float], cards: int, price: float) -> None:
-    """Give each run, longest first, to the cards of one node that are free soonest; print what comes of it."""
+    """Give each run, those of most card-hours first, to the cards of one node that are free soonest; print what comes of it."""
     free = [[0.0] * NODE for _ in range(cards // NODE)]
     used = 0.0
     for kind, time in sorted(hours.items(), key=lambda item: -item[1] * item[0].cards):
@@ -78,9 +77,10 @@ def _schedule(hours: dict[Kind, float], cards: int, price: float) -> None:
             used += time * kind.cards
     wall = max(max(node) for node in free)
     lost = NODE * (KEPT_EVERY + BACK_AFTER)
+    paid = cards * wall
     print(
-        f"  {cards:2} cards: {wall:.1f} h, {used:.0f} card-hours used, {cards * wall:.0f} paid ({cards * wall * price:,.0f} "
-        f"at {price:g} an hour), {1 - used / (cards * wall):.0%} idle; a lost node costs at most {lost:.1f} card-hours"
+        f"  {cards:2} cards: {wall:.1f} h, {used:.0f} card-hours used, {paid:.0f} paid ({paid * price:,.0f} "
+        f"at {price:g} an hour), {1 - used / paid:.0%} idle; a lost node costs at most {lost:.1f} card-hours"
     )
 
 
