@@ -3,7 +3,8 @@
 python benchmarks/paper.py [--tokens-per-second 2500] [--price 2.5] [--tokens 10e6]
 
 Nothing here was measured on a card. Bytes are what `ftbench plan --model benchmarks/configs/llama-8b --memory-budget
-80GiB --device cuda` predicts. Hours are arithmetic: FLOP a token, over a share of the card's rate that is assumed, unless --tokens-per-second says what LoRA was measured at; the others are then scaled by their FLOP.
+80GiB --device cuda` predicts. Hours are arithmetic: FLOP a token, over a share of the card's rate that is assumed,
+unless --tokens-per-second says what LoRA was measured at; the others are then scaled by their FLOP.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def _hours(kind: Kind, speed: float, tokens: float) -> float:
 
 
 def _schedule(hours: dict[Kind, float], cards: int, price: float) -> None:
-    """Give each run, those of most card-hours first, to the cards of one node that are free soonest; print what comes of it."""
+    """Give each run, those of most card-hours first, to a node's cards that are free soonest; print it all."""
     free = [[0.0] * NODE for _ in range(cards // NODE)]
     used = 0.0
     for kind, time in sorted(hours.items(), key=lambda item: -item[1] * item[0].cards):
