@@ -48,7 +48,7 @@ SUBJECTS = {
     ],
     "Judges": ["Judge", "Gold", "best_threshold"],
     "Models": ["ModelSource"],
-    "The report": ["ReportSection", "ReportTable", "Run"],
+    "The report": ["ReportSection", "ReportTable", "ReportChart", "Run"],
     "Recipes": ["Recipe"],
     "Errors": ["UsageError", "Skip", "nearest"],
 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ftbench.hookspecs import hookimpl
     from ftbench.models.resolve import ModelSource
     from ftbench.recipe import Recipe
-    from ftbench.results.report.section import ReportSection, ReportTable
+    from ftbench.results.report.section import ReportChart, ReportSection, ReportTable
     from ftbench.results.store import Run
     from ftbench.training.encoding import TokenSequence
     from ftbench.training.logprobs import CompletionLogProbs, SequenceLogProbs
@@ -30,6 +30,7 @@ __all__ = [
     "Judge",
     "ModelSource",
     "Recipe",
+    "ReportChart",
     "ReportSection",
     "ReportTable",
     "Run",
@@ -62,6 +63,7 @@ _HOMES = {
     "Judge": "ftbench.evaluation.judge",
     "ModelSource": "ftbench.models.resolve",
     "Recipe": "ftbench.recipe",
+    "ReportChart": "ftbench.results.report.section",
     "ReportSection": "ftbench.results.report.section",
     "ReportTable": "ftbench.results.report.section",
     "Run": "ftbench.results.store",

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds of training after which its state is kept again, to go on from if the run is killed; 0: never.",
 )
+@click.option(
+    "--report-to",
+    metavar="NAME[,NAME]",
+    help="Tell tensorboard, wandb, mlflow, trackio or another tool that transformers knows of each step and result.",
+)
 @click.option("--fresh", is_flag=True, help="Run again what is already there.")
 @out_option
 def command(
@@ -40,6 +45,7 @@ def command(
     seeds: int,
     tune: bool,
     save_every: float,
+    report_to: str | None,
     fresh: bool,
     out: Path,
     **changes: Any,
@@ -56,14 +62,16 @@ def command(
     for it; the run itself trains on them, too.
     """
     from ftbench.cli.running import Runner
+    from ftbench.execution.reporting import read_tools
     from ftbench.recipe import BASELINE
 
+    tools = read_tools(report_to)
     registry = registry_with_warnings()
     always = [BASELINE] if BASELINE in registry.algorithms else []
     recipes = read_recipes(algorithms, recipe_name, settings, changes, out, registry, always)
     recipes += _more_seeds(recipes, seeds, registry)
     tuner = _tuner(recipes, registry, out, fresh) if tune else None
-    runner = Runner.begin(recipes[0], registry, out, fresh=fresh, save_every=save_every)
+    runner = Runner.begin(recipes[0], registry, out, fresh=fresh, save_every=save_every, report_to=tools)
     return _report(_run_all(recipes, runner, tuner))
 
 

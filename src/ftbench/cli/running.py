@@ -28,10 +28,18 @@ class Runner:
     there: "tuple[Run, ...]"
     save_every: float = SAVE_EVERY
     fresh: bool = False
+    report_to: tuple[str, ...] = ()
 
     @classmethod
     def begin(
-        cls, recipe: "Recipe", registry: "Registry", out: Path, *, fresh: bool, save_every: float = SAVE_EVERY
+        cls,
+        recipe: "Recipe",
+        registry: "Registry",
+        out: Path,
+        *,
+        fresh: bool,
+        save_every: float = SAVE_EVERY,
+        report_to: tuple[str, ...] = (),
     ) -> "Runner":
         """Read the data and the model that all recipes share with `recipe`, and what is there, unless all is to be new.
 
@@ -44,10 +52,10 @@ class Runner:
 
         inputs = read_inputs(recipe, registry)
         if fresh or not out.is_dir():
-            return cls(registry, out, inputs, (), save_every, fresh)
+            return cls(registry, out, inputs, (), save_every, fresh, report_to)
         found, warnings = read_runs(out)
         warn(warnings)
-        return cls(registry, out, inputs, tuple(found), save_every, fresh)
+        return cls(registry, out, inputs, tuple(found), save_every, fresh, report_to)
 
     def find(self, recipe: "Recipe", tuning: "Tuning | None" = None) -> "Run | None":
         """Return the newest run of a recipe that ended well, if today's would come out the same.
@@ -85,6 +93,7 @@ class Runner:
                 tuning,
                 save_every=self.save_every,
                 fresh=self.fresh,
+                report_to=self.report_to,
             )
 
 

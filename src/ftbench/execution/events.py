@@ -18,12 +18,13 @@ class PhaseBegan:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase is, and the figures of training: loss, real tokens/s, bytes at the peak."""
+    """How far a phase is, and the figures of training: loss, real tokens/s, bytes at the peak; a step has its `row`."""
 
     done: int
     loss: float | None = None
     tokens_per_second: float | None = None
     memory: int | None = None
+    row: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from ftbench.execution.blame import blame
 from ftbench.execution.events import Event, PhaseBegan, read_event
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts
+from ftbench.execution.reporting import reporting
 from ftbench.execution.unfinished import forget, state_file
 from ftbench.files import write_json, write_text
 from ftbench.recipe import Recipe
@@ -53,6 +54,7 @@ def launch(
     *,
     save_every: float = 0.0,
     fresh: bool = False,
+    report_to: Sequence[str] = (),
 ) -> Run:
     """Run a recipe in a process of its own and publish the run, whatever its end.
 
@@ -67,6 +69,7 @@ def launch(
         tuning: how the recipe's learning rate was chosen; the result says it.
         save_every: seconds of training after which its state is kept again, to go on from at the next launch; 0: never.
         fresh: whether training begins anew, whatever is kept of it.
+        report_to: the tools that are told of it; see `reporting.read_tools`.
 
     Raises:
         FtbenchError: `out` cannot be written.
@@ -81,12 +84,16 @@ def launch(
         if verdict is not None:
             _write(folder, build_result(recipe, registry, Facts(), *verdict, started))
         else:
-            ending = _work(folder, recipe, baseline, on_event, save_every)
-            if not (folder / RESULT).is_file():
-                _remove_halves(folder)
-                status, reason = _explain(ending, folder, recipe)
-                facts = Facts(phase=ending.phase)
-                _write(folder, build_result(recipe, registry, facts, status, reason, started))
+            with reporting(report_to, recipe, out, folder) as told:
+                ending = _work(folder, recipe, baseline, told.beside(on_event) if told else on_event, save_every)
+                if not (folder / RESULT).is_file():
+                    _remove_halves(folder)
+                    status, reason = _explain(ending, folder, recipe)
+                    facts = Facts(phase=ending.phase)
+                    _write(folder, build_result(recipe, registry, facts, status, reason, started))
+                if told:
+                    result = read_run(folder).result
+                    _write(folder, result.model_copy(update={"warnings": result.warnings + told.end(result)}))
         if tuning is not None:
             _write(folder, read_run(folder).result.model_copy(update={"tuning": tuning}))
         published = publish(folder, out, recipe)
