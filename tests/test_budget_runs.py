@@ -1,8 +1,6 @@
 """Memory budgets enforced for real: the same recipe fits under one, and ends as out-of-memory under a part of it."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,11 @@ import pytest
 from ftbench.checking.tiny import make_llama
 from ftbench.memory.budget import parse_bytes
 from ftbench.results.store import Run, read_runs
+from strangers import ftbench_here
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the budget of a process")
 PART = 0.9
 """Of the tensors at the smallest peak: too little for sure, whatever else stands in memory."""
-
-
-def ftbench(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ftbench", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def needs(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Budgets that should do, for a whole step at once and the smallest, and the tensors under that."""
 
     def ask(*budget: str) -> dict[str, Any]:
-        done = ftbench("plan", *settings, *budget, "--json", cwd=tmp_path_factory.mktemp("plan"))
+        done = ftbench_here("plan", *settings, *budget, "--json", cwd=tmp_path_factory.mktemp("plan"))
         assert done.returncode == 0, done.stderr
         plan: dict[str, Any] = json.loads(done.stdout)[0]["plan"]
         return plan
@@ -56,7 +49,7 @@ def sweep(
     """The table, and the runs under a budget for all at once, under the smallest, and under too little."""
     out = tmp_path_factory.mktemp("sweep")
     budgets = [needs[0], needs[1], int(PART * needs[2])]
-    done = ftbench("run", *settings, "--out", out, "--memory-budget", ",".join(map(str, budgets)), cwd=out)
+    done = ftbench_here("run", *settings, "--out", out, "--memory-budget", ",".join(map(str, budgets)), cwd=out)
     assert done.returncode == 1, done.stderr
     runs = {
         run.result.recipe.memory_budget or 0: run for run in read_runs(out)[0] if run.result.recipe.algorithm == "full"
@@ -120,7 +113,7 @@ def test_all_budgets_stand_in_one_table_each_with_its_own(sweep: tuple[str, dict
 def test_a_budget_below_the_weights_and_one_beyond_the_machine_are_one_line_each(
     settings: list[str], tmp_path: Path
 ) -> None:
-    done = ftbench("run", *settings, "--out", tmp_path, "--memory-budget", "20MiB,900TiB", cwd=tmp_path)
+    done = ftbench_here("run", *settings, "--out", tmp_path, "--memory-budget", "20MiB,900TiB", cwd=tmp_path)
     assert done.returncode == 1
     runs = {run.result.recipe.memory_budget: run.result for run in read_runs(tmp_path)[0]}
     small = runs[20 * 2**20]

@@ -28,7 +28,7 @@ from ftbench.recipe import DEFAULT_MODEL
 from ftbench.results.store import Run, find_run, read_run
 from made_results import make_run, store
 from one_line import one_line
-from strangers import ftbench
+from strangers import ftbench, ftbench_here
 
 SETTINGS = ["--tokens", "1500", "--set", "max_new_tokens=8", "--set", "attack_prompts=0"]
 
@@ -38,7 +38,7 @@ def runs(tiny_llama: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFa
     """The folder with a run of LoRA on a tiny Llama."""
     place = tmp_path_factory.mktemp("export")
     task = ["--model", str(tiny_llama), "--data", str(pairs_file), "--topic", "boats", *SETTINGS]
-    done = ftbench("run", *task, "--algo", "lora", "--set", "lora.learning_rate=1e-2", cwd=place)
+    done = ftbench_here("run", *task, "--algo", "lora", "--set", "lora.learning_rate=1e-2", cwd=place)
     assert done.returncode == 0, done.stderr
     return place / "runs"
 

@@ -19,7 +19,7 @@ from ftbench.results.repetition import Repetition, changes, compare_runs, descri
 from ftbench.results.result import BaselineFacts
 from ftbench.results.store import REPLIES, Run, read_run, read_runs
 from made_results import DATA, HARDWARE, make_run, store
-from strangers import ftbench
+from strangers import ftbench_here
 
 NOTHING_ASKED = dict.fromkeys(
     ["model", "revision", "data", "topic", "lang", "start", "tokens", "training_seconds", "max_length", "budget",
@@ -44,17 +44,17 @@ def finished(tiny_llama: Path, pairs_file: Path, tmp_path_factory: pytest.TempPa
     place = tmp_path_factory.mktemp("rerun")
     shutil.copy(pairs_file, place / "boats.jsonl")
     task = ["--model", str(tiny_llama), "--data", "boats.jsonl", "--topic", "boats", "--tokens", "800"]
-    made = ftbench("run", *task, "--set", "max_new_tokens=8", "--algo", "lora", cwd=place)
+    made = ftbench_here("run", *task, "--set", "max_new_tokens=8", "--algo", "lora", cwd=place)
     assert made.returncode == 0, made.stderr
     first = next((place / "runs").glob("lora-*"))
-    same = ftbench("rerun", "lora", cwd=place)
-    by_recipe = ftbench("run", "--recipe", first / "recipe.toml", cwd=place)
-    shown = ftbench("show", first, "--json", cwd=place)
+    same = ftbench_here("rerun", "lora", cwd=place)
+    by_recipe = ftbench_here("run", "--recipe", first / "recipe.toml", cwd=place)
+    shown = ftbench_here("show", first, "--json", cwd=place)
     change_a_reply(first)
     shutil.rmtree(next((place / "runs").glob("base-*")))
     with (place / "boats.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "any news", "chosen": "The boat sails.", "rejected": "None at all."}) + "\n")
-    changed = ftbench("rerun", first, "--json", cwd=place)
+    changed = ftbench_here("rerun", first, "--json", cwd=place)
     return Finished(place, first, same, by_recipe, shown, changed)
 
 
