@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ftbench.execution.unfinished import forget, state_file
 from ftbench.memory.fit import Reduction
 from ftbench.models.loading import load_model
 from ftbench.models.precision import Precision
 from ftbench.plugins import load_plugins
+from ftbench.recipe import Recipe
 from ftbench.results.store import Run, read_runs
 from ftbench.training.clock import Clock
 from ftbench.training.keeping import Keeper, Told
@@ -139,6 +142,27 @@ def test_the_clock_and_the_cut_of_a_step_go_on_too(tiny_llama: Path, tmp_path: P
         assert clock() > pace["seconds"]
         assert (training.fit.micro_batch_tokens, len(training.fit.reductions)) == (77, 1)
         assert (keeper.times, keeper.before >= 100) == ((1, True) if taken else (0, False))
+
+
+def test_a_state_that_another_process_keeps_is_not_forgotten(tmp_path: Path) -> None:
+    state = state_file(Recipe(algorithm="lora"), tmp_path)
+    half = state.with_name(f"{state.name}.half")
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    lock = state.with_name(f"{state.name}.lock")
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        state.write_bytes(b"kept")
+        half.write_bytes(b"half")
+        forget(state)
+        assert state.exists()
+        assert half.exists()
+        other.kill()
+        other.wait()
+    forget(state)
+    assert not list(tmp_path.iterdir())
 
 
 def _finished(out: Path) -> Run:

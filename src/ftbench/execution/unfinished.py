@@ -5,10 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ftbench.recipe import Recipe
 from ftbench.results.store import run_name
 
 _PREFIX = ".training-"
+_SUFFIX = ".safetensors"
 _DAYS = 30
 """After which the state of a training that nobody took up is removed."""
 
@@ -23,13 +26,35 @@ class Saving:
 
 def state_file(recipe: Recipe, out: Path) -> Path:
     """Return where the state of a recipe's training is kept."""
-    return out / f"{_PREFIX}{run_name(recipe)}.safetensors"
+    return out / f"{_PREFIX}{run_name(recipe)}{_SUFFIX}"
 
 
 def forget(path: Path) -> None:
-    """Remove a state, what was half written of it, and what nobody took up for a month."""
+    """Remove a state, what was half written of it, and what nobody took up for a month.
+
+    What a living process keeps is left alone: it holds the lock beside it.
+    """
     with suppress(OSError):
         old = time.time() - _DAYS * 86400
-        for other in path.parent.glob(f"{_PREFIX}*"):
-            if other.name.startswith(path.name) or other.stat().st_mtime < old:
-                other.unlink(missing_ok=True)
+        names = {other.name.partition(_SUFFIX)[0] + _SUFFIX for other in path.parent.glob(f"{_PREFIX}*")}
+        for state in (path.with_name(name) for name in names):
+            if state == path or _newest(state) < old:
+                _remove(state)
+
+
+def _newest(state: Path) -> float:
+    return max((other.stat().st_mtime for other in state.parent.glob(f"{state.name}*")), default=0.0)
+
+
+def _remove(state: Path) -> None:
+    """Remove a state and its halves, unless somebody keeps it; the lock goes last, while it is held."""
+    lock = FileLock(state.with_name(f"{state.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return
+    try:
+        for other in state.parent.glob(f"{state.name}*"):
+            other.unlink(missing_ok=True)
+    finally:
+        lock.release()
