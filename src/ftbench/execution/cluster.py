@@ -197,9 +197,10 @@ def _start(address: str | None) -> Any:
         FtbenchError: there is no cluster at this address, or Ray cannot be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:
-        # Else Ray listens on all interfaces. Its name tells where this is the default.
+    if address is None or address.rpartition(":")[0] in ("127.0.0.1", "localhost", "::1"):
+        # Else Ray takes another interface for loopback, and listens on all. The name tells where this is the default.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else all else on the machine goes before what is measured
     try:
         import ray
         import ray.util.scheduling_strategies
