@@ -86,15 +86,19 @@ def lose_a_node(place: Path, settings: list[str], count: int) -> dict[str, Any]:
         started = time.monotonic()
         with (place / "log").open("wb") as log:
             launcher = subprocess.Popen([*line, "--out", str(out)], stdout=log, stderr=log, cwd=place)
-        workers = _when_on_node(raylet, out, count // 2, launcher)
-        killed = time.monotonic()
-        there = _finished(out)
-        _kill_node(raylet)
-        psutil.wait_procs(workers, timeout=60)
-        orphans = [worker.pid for worker in workers if worker.is_running()]
-        gone = time.monotonic()
-        code = launcher.wait(900)
-        ended = time.monotonic()
+        try:
+            workers = _when_on_node(raylet, out, count // 2, launcher)
+            killed = time.monotonic()
+            there = _finished(out)
+            _kill_node(raylet)
+            psutil.wait_procs(workers, timeout=60)
+            orphans = [worker.pid for worker in workers if worker.is_running()]
+            gone = time.monotonic()
+            code = launcher.wait(900)
+            ended = time.monotonic()
+        finally:
+            launcher.kill()
+            launcher.wait()
     runs, broken = read_runs(out)
     digests = Counter(run.result.recipe_digest for run in runs)
     return {

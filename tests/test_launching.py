@@ -304,6 +304,7 @@ def test_a_terminal_shows_a_bar_for_each_run_and_takes_them_away(monkeypatch: py
 def test_an_interrupt_ends_all_workers_and_leaves_nothing(tiny_llama: Path, pairs_file: Path, tmp_path: Path) -> None:
     plugins = install(tmp_path / "site", "ftbench-faults", FAULTS)
     out = tmp_path / "runs"
+    asked: list[str | Path]
     asked = ["--model", tiny_llama, "--data", pairs_file, "--topic", "boats", "--set", "max_new_tokens=4", "-j", "2"]
     asked += ["--tokens", "200", "--set", "attack_prompts=0", "--algo", "sleeps", "--seeds", "3", "--out", out]
     launcher = subprocess.Popen(
