@@ -28,7 +28,7 @@ class RunsProgress:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, emoji=False)
         self._lock = threading.Lock()
         self._watched = 0
         self._bars = Progress(

@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +19,7 @@ from ftbench.execution.launcher import Order
 from ftbench.execution.local import Place, launch
 from ftbench.execution.machine import THREADS
 from ftbench.execution.once import source_digest
+from ftbench.files import disk_error
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.registry import Registry
@@ -138,16 +140,25 @@ class Probe:
         self._written: set[Path] = set()
 
     def write(self, out: Path) -> None:
-        """Write it, unless it is there."""
-        if out not in self._written:
+        """Write it, unless it is there.
+
+        Raises:
+            FtbenchError: `out` cannot be written.
+        """
+        if out in self._written:
+            return
+        try:
             out.mkdir(parents=True, exist_ok=True)
             (out / self.name).touch()
-            self._written.add(out)
+        except OSError as error:
+            raise disk_error(out, error) from error
+        self._written.add(out)
 
     def remove(self) -> None:
         """Remove it wherever it was written."""
         for out in self._written:
-            (out / self.name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (out / self.name).unlink(missing_ok=True)
 
 
 def remove_unfinished(out: Path, idents: Iterable[str], patience: float = 0.0) -> None:

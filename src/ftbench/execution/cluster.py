@@ -75,6 +75,9 @@ class RayLauncher:
         """Make a run on some node; see the protocol.
 
         A run whose node is lost again and again, or that no node has room for, is published as failed.
+
+        Raises:
+            Stopped, FtbenchError: as the protocol says.
         """
         ident = uuid.uuid4().hex
         self._probe.write(order.out)
