@@ -1,28 +1,28 @@
-"""The local launcher: starts a worker for a recipe, listens to it, and publishes what it leaves."""
+"""Starts a worker for a recipe, listens to it, and publishes what it leaves."""
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ftbench.execution.blame import blame
-from ftbench.execution.events import Event, PhaseBegan, read_event
+from ftbench.execution.events import START, Event, PhaseBegan, read_event
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts
 from ftbench.execution.reporting import reporting
 from ftbench.execution.unfinished import forget, state_file
+from ftbench.execution.workers import Stopped, Workers
 from ftbench.files import write_json, write_text
 from ftbench.recipe import Recipe
 from ftbench.registry import Registry
 from ftbench.results.result import Result, Status, Tuning
-from ftbench.results.store import LOG, MODEL, RECIPE, RESULT, Run, publish, read_run, staging
+from ftbench.results.store import LAUNCH, LOG, MODEL, RECIPE, RESULT, Run, publish, read_run, staging
 
 PROMPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
@@ -35,6 +35,23 @@ glibc keeps freed blocks below a threshold that it raises by itself, up to 32 Mi
 for each of the last 1024 shapes it met, and rows without padding have a new shape in each step. Both together held
 2.8 GiB beside 1.1 GiB of tensors; letting them go costs a few percent of the speed.
 """
+
+
+def _one_device() -> dict[str, str]:
+    """Show the run one card alone: a trainer of an algorithm's own would spread over all that it sees."""
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a run has of the machine: variables of its worker's environment, and who ends the worker.
+
+    `ident` names the launch where one may be tried several times: only one of them leaves a run.
+    """
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    workers: Workers = field(default_factory=Workers)
+    ident: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ def launch(
     save_every: float = 0.0,
     fresh: bool = False,
     report_to: Sequence[str] = (),
+    place: Place | None = None,
 ) -> Run:
     """Run a recipe in a process of its own and publish the run, whatever its end.
 
@@ -70,22 +88,28 @@ def launch(
         save_every: seconds of training after which its state is kept again, to go on from at the next launch; 0: never.
         fresh: whether training begins anew, whatever is kept of it.
         report_to: the tools that are told of it; see `reporting.read_tools`.
+        place: what it has of the machine; by default one device, and all of the processor.
 
     Raises:
+        Stopped: the worker was ended from outside, and leaves what Ctrl-C does.
         FtbenchError: `out` cannot be written.
     """
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     state = state_file(recipe, out)
+    place = place or Place()
     if fresh:
         forget(state)
     with staging(out) as folder:
         write_text(folder / RECIPE, recipe.to_toml())
+        if place.ident:
+            write_text(folder / LAUNCH, place.ident + "\n")
         verdict = _ask_skip(folder, recipe, registry)
         if verdict is not None:
             _write(folder, build_result(recipe, registry, Facts(), *verdict, started))
         else:
             with reporting(report_to, recipe, out, folder) as told:
-                ending = _work(folder, recipe, baseline, told.beside(on_event) if told else on_event, save_every)
+                listen = told.beside(on_event) if told else on_event
+                ending = _work(folder, recipe, baseline, listen, save_every, place)
                 if not (folder / RESULT).is_file():
                     _remove_halves(folder)
                     status, reason = _explain(ending, folder, recipe)
@@ -99,6 +123,23 @@ def launch(
         published = publish(folder, out, recipe)
     forget(state)
     return read_run(published)
+
+
+def publish_failure(
+    recipe: Recipe, registry: Registry, out: Path, tuning: Tuning | None, reason: str, ident: str
+) -> Run:
+    """Publish that a launch came to no run, unless it did.
+
+    Raises:
+        FtbenchError: `out` cannot be written.
+    """
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
+    with staging(out) as folder:
+        write_text(folder / RECIPE, recipe.to_toml())
+        write_text(folder / LAUNCH, ident + "\n")
+        result = build_result(recipe, registry, Facts(), "failed", reason, started)
+        _write(folder, result.model_copy(update={"tuning": tuning}))
+        return read_run(publish(folder, out, recipe))
 
 
 def _write(folder: Path, result: Result) -> None:
@@ -124,36 +165,34 @@ def _remove_halves(folder: Path) -> None:
 
 
 def _work(
-    folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable[[Event], None], save_every: float
+    folder: Path,
+    recipe: Recipe,
+    baseline: Run | None,
+    on_event: Callable[[Event], None],
+    save_every: float,
+    place: Place,
 ) -> _Ending:
     command = [sys.executable, "-m", "ftbench.execution.worker", str(folder), "--save-every", str(save_every)]
     if baseline:
         command += ["--baseline", str(baseline.folder)]
-    phase, timed_out = "start", threading.Event()
+    phase, timed_out = START, threading.Event()
+    variables = {
+        **_one_device(),
+        **PROMPT_MEMORY,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        **place.variables,
+    }
     with (folder / LOG).open("wb") as log:
-        # A session of its own: Ctrl-C in the terminal reaches the launcher alone, and that ends the whole session.
-        worker = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-            env={
-                **os.environ,
-                **_one_device(),
-                **PROMPT_MEMORY,
-                "TOKENIZERS_PARALLELISM": "false",
-                "PYTHONUNBUFFERED": "1",
-            },
-        )
+        worker = place.workers.start(command, log, variables)
 
         def end() -> None:
             timed_out.set()
-            _kill(worker)
+            place.workers.end(worker)
 
         timer = threading.Timer(recipe.time_limit or 0, end)
         try:
+            on_event(PhaseBegan(phase))
             if recipe.time_limit:
                 timer.start()
             assert worker.stdout is not None
@@ -162,24 +201,13 @@ def _work(
                 if event:
                     phase = event.phase if isinstance(event, PhaseBegan) else phase
                     on_event(event)
-            return _Ending(worker.wait(), phase, timed_out.is_set())
+            ending = _Ending(worker.wait(), phase, timed_out.is_set())
         finally:
             timer.cancel()
-            _kill(worker)
-
-
-def _one_device() -> dict[str, str]:
-    """Show the run one card alone: a trainer of an algorithm's own would spread over all that it sees."""
-    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
-
-
-def _kill(worker: "subprocess.Popen[str]") -> None:
-    if worker.poll() is None:
-        try:
-            os.killpg(worker.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        worker.wait()
+            place.workers.end(worker)
+    if place.workers.stopped:
+        raise Stopped
+    return ending
 
 
 def _explain(ending: _Ending, folder: Path, recipe: Recipe) -> tuple[Status, str]:

@@ -28,6 +28,8 @@ REPLIES = "replies.jsonl"
 ATTACKS = "attacks.jsonl"
 LOG = "log.txt"
 MODEL = "model"
+LAUNCH = "launch.txt"
+"""Which launch a run came of, where a launch may be tried again on another machine."""
 _STAGING = ".unfinished-"
 _T = TypeVar("_T")
 
@@ -96,7 +98,8 @@ def staging(out: Path) -> Iterator[Path]:
 def publish(folder: Path, out: Path, recipe: Recipe) -> Path:
     """Rename a staged run to its place: ALGORITHM-sSEED-DIGEST, with a number behind where that is taken.
 
-    Nothing is ever replaced, so that two processes that write into one folder cannot lose each other's runs.
+    Nothing is ever replaced, so that two processes that write into one folder cannot lose each other's runs. Of one
+    launch only the first run is published, and its folder is returned to the others.
 
     Raises:
         FtbenchError: the disk is full or the folder cannot be written.
@@ -111,12 +114,22 @@ def publish(folder: Path, out: Path, recipe: Recipe) -> Path:
             except OSError:  # taken: a rename onto a folder with content fails
                 if not target.exists():
                     raise
+                if of_launch(target) and of_launch(target) == of_launch(folder):
+                    return target
                 continue
             target.chmod(0o755)
             return target
     except OSError as error:
         raise disk_error(out, error) from error
     raise FtbenchError(f"{out} already holds 10,000 runs of {name}; choose another --out")
+
+
+def of_launch(folder: Path) -> str | None:
+    """Return which launch a run came of; None where nothing is written of that."""
+    try:
+        return (folder / LAUNCH).read_text("utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def run_name(recipe: Recipe) -> str:
