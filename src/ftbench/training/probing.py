@@ -10,6 +10,7 @@ from ftbench.memory.parts import Parts
 from ftbench.memory.plan import UPDATE, Cut
 from ftbench.training.batching import MicroBatch, Plan, Step, batch_completion_tokens, batch_tokens, cut
 from ftbench.training.logprobs import completion_logprobs
+from ftbench.training.sharding import decoder_layers
 from ftbench.training.step import Loss, accumulate, set_checkpointing, trainable
 from ftbench.training.trainer import Spent, Training
 from ftbench.training.watch import counted, vocabulary
@@ -113,13 +114,6 @@ def heaviest(plan: Plan, micro_batch_tokens: int) -> tuple[Step, list[MicroBatch
     completion = max(batches, key=batch_completion_tokens)
     chosen = [tokens] if tokens == completion else [tokens, completion]
     return Step(tuple(example for batch in chosen for example in batch)), chosen, max(map(len, steps))
-
-
-def decoder_layers(model: "torch.nn.Module") -> "list[torch.nn.Module]":
-    """Return the model's layers in their order; empty where it is not built of transformers' layers."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @contextmanager
