@@ -32,6 +32,7 @@ class Question:
     device: "torch.device"
     precision: Precision
     start: str | None = None
+    devices: int = 1
 
 
 def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> list[Forecast]:

@@ -16,6 +16,7 @@ from ftbench.execution.blame import blame
 from ftbench.execution.events import Event, PhaseBegan, read_event
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts
+from ftbench.execution.ranks import worker_module
 from ftbench.execution.unfinished import forget, state_file
 from ftbench.files import write_json, write_text
 from ftbench.recipe import Recipe
@@ -119,7 +120,7 @@ def _remove_halves(folder: Path) -> None:
 def _work(
     folder: Path, recipe: Recipe, baseline: Run | None, on_event: Callable[[Event], None], save_every: float
 ) -> _Ending:
-    command = [sys.executable, "-m", "ftbench.execution.worker", str(folder), "--save-every", str(save_every)]
+    command = [sys.executable, "-m", *worker_module(recipe.devices), str(folder), "--save-every", str(save_every)]
     if baseline:
         command += ["--baseline", str(baseline.folder)]
     phase, timed_out = "start", threading.Event()
@@ -134,7 +135,7 @@ def _work(
             start_new_session=True,
             env={
                 **os.environ,
-                **_one_device(),
+                **_shown_devices(recipe.devices),
                 **PROMPT_MEMORY,
                 "TOKENIZERS_PARALLELISM": "false",
                 "PYTHONUNBUFFERED": "1",
@@ -161,9 +162,10 @@ def _work(
             _kill(worker)
 
 
-def _one_device() -> dict[str, str]:
-    """Show the run one card alone: a trainer of an algorithm's own would spread over all that it sees."""
-    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+def _shown_devices(count: int) -> dict[str, str]:
+    """Show the run so many cards alone: a trainer of an algorithm's own would spread over all that it sees."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[:count])}
 
 
 def _kill(worker: "subprocess.Popen[str]") -> None:

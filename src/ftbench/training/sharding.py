@@ -134,7 +134,11 @@ def shard(model: "PreTrainedModel", ranks: int, device: "torch.device") -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (ranks,))
-    settings: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
+    settings: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+        "reshard_after_forward": True,  # or the outermost stayed whole after a pass without a backward pass
+    }
     try:
         for module in [*decoder_layers(model), *_apart(model)]:
             fully_shard(module, **settings)
