@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ftbench.models.loading import load_model
 from ftbench.models.precision import Precision
 from ftbench.plugins import load_plugins
-from ftbench.training.sharding import Ranks, shard, unite
+from ftbench.training.sharding import Ranks, make_mesh, shard, unite
 from ftbench.training.trainer import StepReport
 from tiny import draw_pairs, drop_nothing, make_training
 
@@ -45,7 +45,7 @@ def train(case: str, models: Path, ranks: Ranks, out: Path) -> dict[str, Any]:
     model = algorithm.adapt(load_model(models / kind, CPU, precision), [])
     drop_nothing(model)
     if ranks.count > 1:
-        shard(model, ranks.count, CPU)
+        shard(model, make_mesh(ranks.count, CPU))
     reports: list[StepReport] = []
     # five examples a step, and three passes a rank: not all of them have one left for the last
     training = make_training(model, draw_pairs(1, 12), tokens=1500, learning_rate=3e-3)

@@ -13,6 +13,7 @@ from ftbench.models.precision import Precision
 from ftbench.models.skeleton import build_skeleton, layer_count, with_layers, without_values
 from ftbench.training.batching import Plan
 from ftbench.training.probing import Probe
+from ftbench.training.sharding import Ranks, pretended, shard
 from ftbench.training.trainer import OptimiserSettings, StepReport
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _depths(config: "PreTrainedConfig", layers: int) -> "list[tuple[int, PreTrai
 def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> Probe:
     from ftbench.memory.ledger import Ledger
 
-    with without_values(question.device):
+    with pretended(question.devices, question.device) as mesh, without_values(question.device):
         model = build_skeleton(config, question.precision)
         ledger = Ledger()
         ledger.claim("parameters", model.parameters())
@@ -95,6 +96,8 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
         try:
             with ledger, ledger.moment(ADAPT):
                 model = algorithm.adapt(model, calibration)
+            if mesh is not None:
+                shard(model, mesh)
             probe = Probe(
                 model,
                 None,  # type: ignore[arg-type]
@@ -104,6 +107,7 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
                 _nowhere,
                 question.start,
                 algorithm.packed,
+                ranks=Ranks(question.devices),
                 cuts=tuple(cuts),
             )
             algorithm.train(probe)

@@ -22,7 +22,7 @@ from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.execution.unfinished import Saving
 from ftbench.files import folder_bytes, write_jsonl
-from ftbench.memory.budget import data_bytes, enforce_budget, lift_budget
+from ftbench.memory.budget import data_bytes, device_memory, enforce_budget, lift_budget
 from ftbench.memory.fit import Fit, free_memory
 from ftbench.memory.meter import Meter
 from ftbench.models.chat import ChatFormat
@@ -47,7 +47,7 @@ from ftbench.training.batching import Plan
 from ftbench.training.clock import Clock
 from ftbench.training.encoding import Encoded
 from ftbench.training.keeping import Keeper, Told, digest_of
-from ftbench.training.sharding import Ranks, shard, unite
+from ftbench.training.sharding import Ranks, make_mesh, shard, unite
 from ftbench.training.step import trainable
 from ftbench.training.trainer import OptimiserSettings, StepReport, Training
 from ftbench.training.watch import vocabulary
@@ -149,7 +149,7 @@ class RunInProgress:
         since = data_bytes()
         if self.algorithm.needs == "nothing":
             model = self._load(load_with(load_model, precision), device)
-            self._divide(model, device, since)
+            asked = self._settle(model, device, since)
         else:
             config = load_config(files.folder)
             encoded = encode_training(recipe, self.algorithm, data, chat, config, files.digest)
@@ -168,7 +168,9 @@ class RunInProgress:
             with self._phase("reload"):
                 since = data_bytes()
                 model = self._reload(load_with(load_model, precision))
-                self._divide(model, device, since)
+                asked = self._settle(model, device, since)
+        if not asked:
+            return
         # Counting doubles the time of many small operations: done where there is no training that could be counted.
         counted = self.algorithm.needs == "nothing"
         counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model)) if counted else nullcontext()
@@ -243,9 +245,34 @@ class RunInProgress:
             since: bytes of the process before the model was loaded.
         """
         if self.ranks.count > 1:
-            shard(model, self.ranks.count, device)
+            shard(model, make_mesh(self.ranks.count, device))
             free_memory()
             enforce_budget(self.recipe.memory_budget, device, since)
+
+    def _settle(self, model: "PreTrainedModel", device: "torch.device", since: int) -> bool:
+        """Put a model that is only asked where it is asked: on the first rank's device, or on all if it is too large.
+
+        Token by token, gathering a model takes longer than what is computed with it.
+
+        Args:
+            model: whole, on the device or, of several ranks, in main memory.
+            device: of this rank.
+            since: bytes of the process before the model was loaded.
+
+        Returns:
+            Whether this rank takes part.
+        """
+        if self.ranks.count == 1:
+            return True
+        room = self.recipe.memory_budget or device_memory(device.type)
+        if 2 * sum(one.nbytes for one in model.parameters()) > room:
+            self._divide(model, device, since)
+            return True
+        self.ranks.part()
+        if self.ranks.leads:
+            model.to(device)  # type: ignore[arg-type]
+            enforce_budget(self.recipe.memory_budget, device, since)
+        return self.ranks.leads
 
     def _teach(
         self, model: "PreTrainedModel", examination: Examination, plan: Plan, fit: Fit, since: int

@@ -4,7 +4,8 @@ A layer's weights are gathered for its pass and let go behind it (torch's `fully
 over the processes, and each keeps those of its own share. A process is called a rank, as torch does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from ftbench.training.encoding import EncodedExample
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
@@ -86,6 +88,27 @@ class Ranks:
         return value if self.count == 1 else self.gather(value)[0]
 
 
+@contextmanager
+def pretended(ranks: int, device: "torch.device") -> "Iterator[DeviceMesh | None]":
+    """Be the first of so many ranks that are not there: tensors without values need not be sent.
+
+    Yields:
+        What `shard` divides over; None where there is nothing to divide.
+    """
+    import torch.distributed as dist
+
+    if ranks == 1:
+        yield None
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        yield make_mesh(ranks, device)
+    finally:
+        dist.destroy_process_group()
+
+
 def deal(examples: Sequence[EncodedExample], micro_batch_tokens: int, ranks: int) -> list[list[MicroBatch]]:
     """Cut a step into micro-batches for each rank, so that all have about the same tokens to read.
 
@@ -115,7 +138,14 @@ def decoder_layers(model: "torch.nn.Module") -> "list[torch.nn.Module]":
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def shard(model: "PreTrainedModel", ranks: int, device: "torch.device") -> None:
+def make_mesh(ranks: int, device: "torch.device") -> "DeviceMesh":
+    """Return the devices that a model is divided over: one of each rank."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (ranks,))
+
+
+def shard(model: "PreTrainedModel", mesh: "DeviceMesh") -> None:
     """Leave each rank its share of every weight, on its device; all must call it.
 
     Gradients are summed, not averaged: a micro-batch's loss is already its part of the whole step's. They are summed
@@ -123,17 +153,14 @@ def shard(model: "PreTrainedModel", ranks: int, device: "torch.device") -> None:
 
     Args:
         model: whole and the same on every rank, on any device.
-        ranks: how many; torch.distributed is connected.
-        device: of this rank.
+        mesh: the devices.
 
     Raises:
         Skip: the model holds what cannot be divided.
     """
     import torch
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (ranks,))
     settings: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
