@@ -1,15 +1,12 @@
 """A model over two processes is trained to the same end as in one, and takes what was predicted."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +22,7 @@ from ftbench.results.store import read_runs
 from ftbench.training.batching import batch_tokens
 from ftbench.training.sharding import Ranks, deal
 from rank import CASES, plan_of, train
-from strangers import command_line, environment, ftbench
+from strangers import environment, ftbench, install
 from tiny import draw_pairs
 
 CPU = torch.device("cpu")
@@ -135,18 +132,39 @@ def test_a_run_over_two_devices(models: Path, tmp_path: Path) -> None:
     assert "--devices" in (runs["trl-sft"].result.reason or "")
 
 
-def test_a_rank_that_is_killed_ends_the_run_with_a_reason(models: Path, tmp_path: Path) -> None:
-    asked = ["run", "--algo", "full", "--model", str(models / "llama"), "--tokens", "100000000", "--out", str(tmp_path)]
-    own = {**environment(), "PYTHONUNBUFFERED": "1"}
-    run = subprocess.Popen(command_line(*asked, *ARGUMENTS), env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        rank = _wait_for_rank(run, tmp_path)
-        os.kill(rank, signal.SIGKILL)
-        run.wait(60)
-    finally:
-        for child in [*psutil.Process(run.pid).children(recursive=True)] if run.poll() is None else []:
-            child.kill()
-        run.kill()
-    ended = [one.result for one in read_runs(tmp_path)[0] if one.result.recipe.algorithm == "full"]
-    assert [one.status for one in ended] == ["out-of-memory"]
-    assert "SIGKILL" in (ended[0].reason or "")
+STRANGER = """
+import os, signal
+import ftbench
+
+class Dies(ftbench.Algorithm):
+    \"\"\"One rank alone is killed, as by the kernel when memory runs out.\"\"\"
+    name = "dies"
+    def loss(self, logprobs):
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logprobs.nll()
+
+class Raises(ftbench.Algorithm):
+    \"\"\"One rank alone raises.\"\"\"
+    name = "raises"
+    def loss(self, logprobs):
+        if os.environ["RANK"] == "1":
+            raise KeyError("no such layer")
+        return logprobs.nll()
+
+@ftbench.hookimpl
+def ftbench_algorithms():
+    return [Dies, Raises]
+"""
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_reason(models: Path, tmp_path: Path) -> None:
+    install(tmp_path, "ftbench-stranger", STRANGER)
+    asked = ["run", "--algo", "dies", "--algo", "raises", "--model", str(models / "llama"), "--tokens", "1000"]
+    done = ftbench(*asked, *ARGUMENTS, "--out", str(tmp_path / "runs"), plugins=tmp_path)
+    assert done.returncode == 1, done.stderr
+    ended = {run.result.recipe.algorithm: run.result for run in read_runs(tmp_path / "runs")[0]}
+    assert ended["dies"].status == "out-of-memory"
+    assert "SIGKILL" in (ended["dies"].reason or "")
+    assert ended["raises"].status == "failed"
+    assert "no such layer" in (ended["raises"].reason or "")

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData
-from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.errors import Skip
+from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.evaluation.evaluate import EvaluatedPrompt
 from ftbench.execution.checkpoints import Checkpoints, time_to_adherence
 from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
 from ftbench.execution.examining import Examination
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
-from ftbench.execution.forecast import Question
+from ftbench.execution.forecast import TRAINS_ALONE, Question
 from ftbench.execution.judging import judge_facts, train_panel
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
@@ -55,8 +55,6 @@ from ftbench.training.watch import vocabulary
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-TRAINS_ALONE = "{name} brings a trainer of its own, which is not spread over several devices; leave --devices out"
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A run over several devices: a worker for each, started and watched as torchrun does.
 
-`python -m ftbench.execution.ranks DEVICES FOLDER …`: what follows DEVICES is the worker's. One that dies ends the others.
+`python -m ftbench.execution.ranks DEVICES FOLDER …`: what follows DEVICES is the worker's. One that dies
+ends the others.
 """
 
 import os

@@ -18,7 +18,7 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Piece:
-    """A weight, or what of it lies here, or some of these values, flat; and what AdamW steps on: the same, or their copies in float32."""
+    """A weight, what of it lies here, or some of it, flat; and what AdamW steps on: that, or a float32 copy."""
 
     weight: torch.nn.Parameter
     begin: int
