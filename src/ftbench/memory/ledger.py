@@ -152,7 +152,7 @@ class Ledger(TorchDispatchMode):
 def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     """Return what a tensor's values lie in: one storage, of a sparse tensor those of its parts."""
     if hasattr(tensor, "to_local"):  # one of torch's distributed tensors: what of it lies here
-        tensor = tensor._local_tensor
+        tensor = tensor._local_tensor  # type: ignore[attr-defined]
     if tensor.layout == torch.strided:
         return [tensor.untyped_storage()]
     if tensor.layout == torch.sparse_coo:
