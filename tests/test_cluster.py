@@ -122,26 +122,25 @@ GPU = {"CPU": 32.0, "GPU": 4.0, "memory": 64e9}
 
 
 @pytest.mark.parametrize(
-    ("values", "devices", "jobs", "nodes", "asked"),
+    ("values", "jobs", "nodes", "asked"),
     [
-        ({}, 1, None, [CPU, {"CPU": 4.0}], {"num_cpus": 4}),  # the same share on all nodes
-        ({}, 1, 2, [CPU], {"num_cpus": 4}),
-        ({"memory_budget": 2**30}, 1, None, [CPU, {"CPU": 0.0}], {"num_cpus": 8, "memory": 2**30 + LOADED}),
-        ({"memory_budget": 2**30}, 1, None, [GPU, CPU], {"num_cpus": 8, "num_gpus": 1}),
-        ({}, 4, None, [GPU, {"CPU": 8.0, "GPU": 1.0}], {"num_cpus": 32, "num_gpus": 4}),
-        ({}, 1, 2, [GPU], {"num_cpus": 16, "num_gpus": 1}),
-        ({"device": "cpu"}, 1, None, [GPU], {"num_cpus": 32}),
+        ({}, None, [CPU, {"CPU": 4.0}], {"num_cpus": 4}),  # the same share on all nodes
+        ({}, 2, [CPU], {"num_cpus": 4}),
+        ({"memory_budget": 2**30}, None, [CPU, {"CPU": 0.0}], {"num_cpus": 8, "memory": 2**30 + LOADED}),
+        ({"memory_budget": 2**30}, None, [GPU, CPU], {"num_cpus": 8, "num_gpus": 1}),
+        ({"devices": 4}, None, [GPU, {"CPU": 8.0, "GPU": 1.0}], {"num_cpus": 32, "num_gpus": 4}),
+        ({}, 2, [GPU], {"num_cpus": 16, "num_gpus": 1}),
+        ({"device": "cpu"}, None, [GPU], {"num_cpus": 32}),
     ],
 )
 def test_a_run_asks_for_its_cards_its_share_of_cores_and_its_memory(
     values: dict[str, object],
-    devices: int,
     jobs: int | None,
     nodes: list[dict[str, float]],
     asked: dict[str, int],
     tmp_path: Path,
 ) -> None:
-    order = Order(Recipe(**values), REGISTRY, tmp_path, devices=devices)  # type: ignore[arg-type]
+    order = Order(Recipe(**values), REGISTRY, tmp_path)  # type: ignore[arg-type]
     assert ask_for(order, nodes, jobs) == asked
 
 

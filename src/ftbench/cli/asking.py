@@ -38,6 +38,7 @@ _OPTIONS = [
     click.option("--max-length", type=int, help="Tokens of prompt and completion together."),
     click.option("--memory-budget", "budget", help="What training may take: 4GiB, 800MiB, 80%; or several: 1GiB,2GiB."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
+    click.option("--devices", type=int, help="Over how many of these the model is spread; each has the budget."),
     click.option("--seed", type=int, help="Seed of everything random."),
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lora.rank=32, or a recipe's setting."),
 ]

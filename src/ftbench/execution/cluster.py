@@ -161,7 +161,7 @@ def ask_for(order: Order, nodes: Sequence[dict[str, float]], jobs: int | None) -
     else:
         able = [node for node in nodes if node.get("CPU", 0) >= 1]
         shares = [node["CPU"] / (jobs or 1) for node in able]
-        asked = {"memory": recipe.memory_budget + LOADED} if recipe.memory_budget else {}
+        asked = {"memory": recipe.devices * (recipe.memory_budget + LOADED)} if recipe.memory_budget else {}
     if on_cards and jobs:
         shares = [max(share, node.get("CPU", 0) / jobs) for share, node in zip(shares, able, strict=True)]
     return {"num_cpus": max(1, int(min(shares, default=1))), **asked}

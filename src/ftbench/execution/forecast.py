@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftbench.algorithm import Algorithm
-from ftbench.errors import FtbenchError, Unpredictable
+from ftbench.errors import FtbenchError, Skip, Unpredictable
 from ftbench.memory.fit import Fit
 from ftbench.memory.parts import Parts
 from ftbench.memory.plan import ADAPT, Cut, Forecast, extrapolate, highest
@@ -13,11 +13,14 @@ from ftbench.models.precision import Precision
 from ftbench.models.skeleton import build_skeleton, layer_count, with_layers, without_values
 from ftbench.training.batching import Plan
 from ftbench.training.probing import Probe
+from ftbench.training.sharding import Ranks, pretended, shard
 from ftbench.training.trainer import OptimiserSettings, StepReport
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
+
+TRAINS_ALONE = "{name} brings a trainer of its own, which is not spread over several devices; leave --devices out"
 
 DEPTHS = (2, 3)
 """Layers of the models that are probed in place of one whose layers are all alike."""
@@ -32,6 +35,7 @@ class Question:
     device: "torch.device"
     precision: Precision
     start: str | None = None
+    devices: int = 1
 
 
 def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> list[Forecast]:
@@ -47,6 +51,8 @@ def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> l
         Unpredictable: as it says.
         FtbenchError: there is no causal language model of this kind.
     """
+    if algorithm.own_trainer and question.devices > 1:
+        raise Skip(TRAINS_ALONE.format(name=algorithm.name))
     if algorithm.own_trainer:
         raise Unpredictable("it brings a trainer of its own")
     layers = layer_count(question.config)
@@ -86,7 +92,7 @@ def _depths(config: "PreTrainedConfig", layers: int) -> "list[tuple[int, PreTrai
 def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> Probe:
     from ftbench.memory.ledger import Ledger
 
-    with without_values(question.device):
+    with pretended(question.devices, question.device) as mesh, without_values(question.device):
         model = build_skeleton(config, question.precision)
         ledger = Ledger()
         ledger.claim("parameters", model.parameters())
@@ -94,6 +100,8 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
         try:
             with ledger, ledger.moment(ADAPT):
                 model = algorithm.adapt(model, calibration)
+            if mesh is not None:
+                shard(model, mesh)
             probe = Probe(
                 model,
                 None,  # type: ignore[arg-type]
@@ -103,6 +111,7 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
                 _nowhere,
                 question.start,
                 algorithm.packed,
+                ranks=Ranks(question.devices),
                 cuts=tuple(cuts),
             )
             algorithm.train(probe)
@@ -112,6 +121,8 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
             raise Unpredictable(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     if not probe.found:
         raise Unpredictable("it brings a trainer of its own")
+    if mesh is not None:  # what comes before the model is divided happens in main memory
+        return probe
     for peaks in probe.found.values():
         peaks[ADAPT] = ledger.peaks.get(ADAPT, Parts())
     return probe

@@ -15,6 +15,7 @@ from ftbench.execution.blame import blame
 from ftbench.execution.events import START, Event, PhaseBegan, read_event
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts
+from ftbench.execution.ranks import worker_module
 from ftbench.execution.reporting import reporting
 from ftbench.execution.unfinished import forget, state_file
 from ftbench.execution.workers import Stopped, Workers
@@ -37,9 +38,10 @@ for each of the last 1024 shapes it met, and rows without padding have a new sha
 """
 
 
-def _one_device() -> dict[str, str]:
-    """Show the run one card alone: a trainer of an algorithm's own would spread over all that it sees."""
-    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+def _shown_devices(count: int) -> dict[str, str]:
+    """Show the run so many cards alone: a trainer of an algorithm's own would spread over all that it sees."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[:count])}
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,12 @@ def _work(
     save_every: float,
     place: Place,
 ) -> _Ending:
-    command = [sys.executable, "-m", "ftbench.execution.worker", str(folder), "--save-every", str(save_every)]
+    command = [sys.executable, "-m", *worker_module(recipe.devices), str(folder), "--save-every", str(save_every)]
     if baseline:
         command += ["--baseline", str(baseline.folder)]
     phase, timed_out = START, threading.Event()
     variables = {
-        **_one_device(),
+        **_shown_devices(recipe.devices),
         **PROMPT_MEMORY,
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",

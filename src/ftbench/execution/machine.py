@@ -48,7 +48,7 @@ class LocalLauncher:
         recipe = order.recipe
         slots = self._slots(recipe)
         on_cards = slots is self._cards
-        needed = 0 if on_cards else (recipe.memory_budget or 0) + LOADED
+        needed = 0 if on_cards else recipe.devices * ((recipe.memory_budget or 0) + LOADED)
         with slots.take(recipe.devices if on_cards else 1, needed) as devices:
             variables = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if on_cards else threads_for(self._share)
             return launch(

@@ -8,6 +8,7 @@ training is kept beside FOLDER, and taken up from there.
 import argparse
 import os
 import shutil
+import sys
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from ftbench.execution.blame import blame
 from ftbench.execution.events import EventWriter, Traced
 from ftbench.execution.outcome import build_result
 from ftbench.execution.phases import Facts, RunInProgress
+from ftbench.execution.ranks import is_lost, join
 from ftbench.execution.starting import find_start
 from ftbench.execution.unfinished import Saving, state_file
 from ftbench.files import write_json
@@ -34,8 +36,11 @@ from ftbench.tracing import is_traced, say, trace
 
 def main() -> None:
     """Carry out the run and write its result, whatever its end."""
+    ranks = join()
     events = EventWriter(os.dup(1))
     events.end_with_reader()
+    if not ranks.leads:
+        events = EventWriter(os.open(os.devnull, os.O_WRONLY))
     os.dup2(2, 1)  # what libraries print goes to the log, not between the events
     given = _arguments()
     folder = given.folder
@@ -52,15 +57,24 @@ def main() -> None:
             _trace(algorithm, registry, events)
         start = find_start(recipe, registry)
         beside = baseline.replies() if baseline else []
-        saving = Saving(state_file(recipe, folder.parent), given.save_every) if given.save_every else None
-        RunInProgress(recipe, algorithm, registry, start, folder, beside, events, facts, saving).carry_out()
+        saving = None
+        if given.save_every and ranks.count == 1:  # a share of a state is none that another number could take up
+            saving = Saving(state_file(recipe, folder.parent), given.save_every)
+        RunInProgress(recipe, algorithm, registry, start, folder, beside, events, facts, saving, ranks).carry_out()
     except Exception as error:
+        if ranks.count > 1 and is_lost(error):
+            raise
         status, reason = _judge_error(error, recipe, registry, facts.memory_plan)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         with suppress(OSError):  # the disk may be full
             traceback.print_exc()
     result = build_result(recipe, registry, facts, status, reason, started)
-    write_json(folder / RESULT, result.model_dump(mode="json"))
+    if status != "ok" and (folder / RESULT).is_file():  # by the rank that failed first
+        sys.exit(1)
+    if status != "ok" or ranks.leads:
+        write_json(folder / RESULT, result.model_dump(mode="json"))
+    if status != "ok" and ranks.count > 1:  # ends the others
+        sys.exit(1)
 
 
 def _arguments() -> argparse.Namespace:

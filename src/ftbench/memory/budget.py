@@ -101,11 +101,16 @@ def budget_for(tensors: int, device: str, precision: str) -> int:
     return -(-tensors * (100 + percent) // 100) + fixed
 
 
-def enforce_budget(budget: int | None, device: "torch.device") -> None:
+def enforce_budget(budget: int | None, device: "torch.device", since: int | None = None) -> None:
     """Make allocations beyond `budget` bytes fail in this process, from now on.
 
     CUDA: a cap on the caching allocator. CPU: RLIMIT_DATA, counted from what the process holds now, so that the
     budget is what the run adds to the loaded interpreter.
+
+    Args:
+        budget: in bytes; None is no limit.
+        device: what it is of.
+        since: `data_bytes` from which on the process's memory counts; by default from now on.
 
     Raises:
         UsageError: the budget is more than the device has.
@@ -121,10 +126,17 @@ def enforce_budget(budget: int | None, device: "torch.device") -> None:
         torch.cuda.set_per_process_memory_fraction(budget / total, device)
     else:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + budget, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, ((data_bytes() if since is None else since) + budget, hard))
 
 
-def _data_bytes() -> int:
+def lift_budget(device: "torch.device") -> None:
+    """Let the process's main memory grow again; a card's stays limited."""
+    if device.type == "cpu":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def data_bytes() -> int:
     """Bytes that RLIMIT_DATA counts: the private writable memory of this process."""
     import psutil
 

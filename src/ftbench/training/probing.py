@@ -10,6 +10,7 @@ from ftbench.memory.parts import Parts
 from ftbench.memory.plan import UPDATE, Cut
 from ftbench.training.batching import MicroBatch, Plan, Step, batch_completion_tokens, batch_tokens, cut
 from ftbench.training.logprobs import completion_logprobs
+from ftbench.training.sharding import deal, decoder_layers, gathered_weights
 from ftbench.training.step import Loss, accumulate, set_checkpointing, trainable
 from ftbench.training.trainer import Spent, Training
 from ftbench.training.watch import counted, vocabulary
@@ -48,7 +49,7 @@ class Probe(Training):
         self.model.train()
         for way in self.cuts:
             set_checkpointing(self.model, way.checkpointing)
-            step, batches, accumulation = heaviest(self.plan, way.micro_batch_tokens)
+            step, batches, accumulation = heaviest(self.plan, way.micro_batch_tokens, self.ranks.count)
             self.accumulation[way] = max(accumulation, self.accumulation.get(way, 0))
             ledger = Ledger(vocabulary(self.model))
             with counted(ledger, self.model, optimiser.tensors), _layers(self.model, ledger):
@@ -66,9 +67,10 @@ class Probe(Training):
 
         self.model.eval()
         for way in self.cuts:
-            _, batches, _ = heaviest(self.plan, way.micro_batch_tokens)
+            _, batches, _ = heaviest(self.plan, way.micro_batch_tokens, self.ranks.count)
             ledger = Ledger(vocabulary(self.model))
             ledger.claim("parameters", self.model.parameters())
+            ledger.follow("parameters", gathered_weights(self.model))
             with ledger, torch.no_grad(), ledger.moment("reference"):
                 for batch in batches:
                     completion_logprobs(self.model, batch, packed=self.packed)
@@ -85,7 +87,7 @@ class Probe(Training):
         import torch
 
         for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter.detach())
         ledger = Ledger()
         with counted(ledger, self.model, optimiser.tensors), ledger.moment(UPDATE):
             optimiser.step()
@@ -101,25 +103,21 @@ class Probe(Training):
             peaks[name] = max(parts, peaks.get(name, Parts()), key=lambda each: each.total)
 
 
-def heaviest(plan: Plan, micro_batch_tokens: int) -> tuple[Step, list[MicroBatch], int]:
+def heaviest(plan: Plan, micro_batch_tokens: int, ranks: int = 1) -> tuple[Step, list[MicroBatch], int]:
     """Return the micro-batches of the plan with most tokens and with most completion tokens.
 
     Returns:
-        A step of both, both (or the one that is both), and the most micro-batches that a step takes.
+        A step of both, both (or the one that is both), and the most micro-batches that a step takes, of each rank.
     """
-    steps = [cut(step.examples, micro_batch_tokens) for step in plan.steps]
+    if ranks == 1:
+        steps = [cut(step.examples, micro_batch_tokens) for step in plan.steps]
+    else:
+        steps = [share for step in plan.steps for share in deal(step.examples, micro_batch_tokens, ranks)]
     batches = [batch for step in steps for batch in step]
     tokens = max(batches, key=batch_tokens)
     completion = max(batches, key=batch_completion_tokens)
     chosen = [tokens] if tokens == completion else [tokens, completion]
     return Step(tuple(example for batch in chosen for example in batch)), chosen, max(map(len, steps))
-
-
-def decoder_layers(model: "torch.nn.Module") -> "list[torch.nn.Module]":
-    """Return the model's layers in their order; empty where it is not built of transformers' layers."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ftbench.memory.parts import Parts
 from ftbench.training.batching import MicroBatch, batch_completion_tokens, batch_tokens
+from ftbench.training.sharding import gathered_weights
 from ftbench.training.step import Moment, unwatched
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> f
 def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Tensor]") -> Iterator[None]:
     """Open the ledger with what the model holds and the optimiser keeps; tell it what is a gradient as they come."""
     parameters = list(model.parameters())
+    gathered = gathered_weights(model)
     ledger.claim("parameters", parameters)
+    ledger.follow("parameters", gathered)
     ledger.claim("gradients", (parameter.grad for parameter in parameters))
     ledger.claim("optimiser", kept)
 
@@ -97,7 +100,7 @@ def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Te
 
     hooks = [
         parameter.register_post_accumulate_grad_hook(claim_gradient)
-        for parameter in parameters
+        for parameter in [*parameters, *gathered]
         if parameter.requires_grad
     ]
     try:
