@@ -184,6 +184,34 @@ def _kill_when(ready: Callable[[], bool], line: list[str], plugins: Path) -> Non
         launcher.wait()
 
 
+DIES_WRITING = """
+import os, signal, sys
+from pathlib import Path
+
+import safetensors.torch
+
+from ftbench.training.keeping import _State, _write
+
+
+def write_half(tensors, path, metadata):
+    Path(path).with_name(".tmpAAAAAA").write_bytes(b"half")  # as safetensors does, beside what it is to write
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+safetensors.torch.save_file = write_half
+_write(Path(sys.argv[1]), {}, _State.model_construct())
+"""
+
+
+def test_nothing_is_left_of_a_state_that_was_half_written_when_the_process_was_killed(tmp_path: Path) -> None:
+    state = state_file(Recipe(), tmp_path)
+    done = subprocess.run([sys.executable, "-c", DIES_WRITING, str(state)], check=False, env=environment())
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".tmpAAAAAA"]
+    forget(state)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_was_killed_goes_on_when_it_is_started_again(
     tiny_llama: Path, pairs_file: Path, tmp_path: Path
 ) -> None:

@@ -35,13 +35,13 @@ class SummaryWriter:
 """
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read what TensorBoard's files hold."""
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Read what TensorBoard's files hold: of each figure the last that was said of a step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(folder))
     found.Reload()
-    return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {tag: {each.step: each.value for each in found.Scalars(tag)} for tag in found.Tags()["scalars"]}
 
 
 def tell(tmp_path: Path, result: Result, patience: float = reporting.PATIENCE) -> list[str]:
@@ -77,13 +77,12 @@ def test_every_step_and_the_result_are_read_back_from_tensorboards_files(
     (folder,) = (tmp_path / "tensorboard").iterdir()
     assert folder.name == f"lora-s0-{result.recipe.digest()[:8]}"
     found = scalars(folder)
-    assert [step for step, _ in found["train/loss"]] == [1, 2, 3]
-    assert [value for _, value in found["train/loss"]] == pytest.approx([2, 1, 2 / 3])
+    assert found["train/loss"] == pytest.approx({1: 2, 2: 1, 3: 2 / 3})
     assert result.measures.adherence is not None
-    assert found["eval/adherence"] == [(3, pytest.approx(result.measures.adherence.mean))]
+    assert found["eval/adherence"] == pytest.approx({3: result.measures.adherence.mean})
     finals = final_figures(result)
-    assert found["train/peak_memory_bytes"][-1] == (3, pytest.approx(finals["peak_memory_bytes"]))
-    assert found["train/tokens_per_second"][-1] == (3, pytest.approx(finals["tokens_per_second"]))
+    assert found["train/peak_memory_bytes"][3] == pytest.approx(finals["peak_memory_bytes"])
+    assert found["train/tokens_per_second"][3] == pytest.approx(finals["tokens_per_second"])
     assert result.recipe.digest().encode() in next(folder.iterdir()).read_bytes()  # the recipe is its configuration
     assert tell(tmp_path, result) == []
     assert scalars(folder) == found  # a second run is drawn as a second line

@@ -91,7 +91,7 @@ class Callbacks:
 
     def __init__(self, tools: list[str], fail: Callable[[str], object]) -> None:
         from transformers import TrainerControl, TrainerState
-        from transformers.integrations import get_reporting_integration_callbacks
+        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
         self._fail = fail
         self._state, self._control = TrainerState(), TrainerControl()

@@ -1,5 +1,6 @@
 """Trainings under way: the one file beside the runs from which a killed one goes on."""
 
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ def _remove(state: Path) -> None:
         return
     try:
         for other in state.parent.glob(f"{state.name}*"):
-            other.unlink(missing_ok=True)
+            if other.is_dir():  # in which a process that was killed was writing
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)
     finally:
         lock.release()

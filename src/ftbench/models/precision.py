@@ -11,6 +11,8 @@ Precision = Literal["bf16", "float32"]
 
 _PAYS = 1.5
 """How many times as fast a matrix product must be in bf16 for training to gain by it."""
+_HOPELESS = 3.0
+"""How many times as slow it is, at least, where there is no arithmetic for it."""
 
 
 def choose_precision(asked: str, device: "torch.device") -> Precision:
@@ -41,18 +43,22 @@ def _has_bf16(device: "torch.device") -> bool:
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    wide, half = _seconds(torch.float32, torch.bfloat16)
+    wide = half = 0.0
+    for rows, times in ((16, 8), (256, 2), (256, 12)):  # without such arithmetic all of these would take a minute
+        wide, half = _seconds(torch.float32, torch.bfloat16, rows=rows, times=times)
+        if half > _HOPELESS * wide:
+            return False
     return wide > _PAYS * half
 
 
-def _seconds(*dtypes: "torch.dtype") -> list[float]:
+def _seconds(*dtypes: "torch.dtype", rows: int, times: int) -> list[float]:
     """Time a matrix product of a layer's size in each: the fastest of many, which other work disturbs least."""
     import torch
 
-    pairs = [(torch.randn(256, 768).to(dtype), torch.randn(768, 2048).to(dtype)) for dtype in dtypes]
+    pairs = [(torch.randn(rows, 768).to(dtype), torch.randn(768, 2048).to(dtype)) for dtype in dtypes]
     fastest = [float("inf")] * len(pairs)
     with torch.inference_mode():
-        for _ in range(12):
+        for _ in range(times):
             for index, (left, right) in enumerate(pairs):
                 start = perf_counter()
                 left @ right

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -225,9 +226,9 @@ def _write(path: Path, tensors: "Mapping[str, Tensor]", state: _State) -> None:
     """Write one file, whole or not at all."""
     from safetensors.torch import save_file
 
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    # A folder, for safetensors writes through a temporary file beside, whose name nobody else would know.
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}."))
+    temporary = folder / "state"
     try:
         plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(plain, temporary, {"state": state.model_dump_json()})
@@ -235,7 +236,7 @@ def _write(path: Path, tensors: "Mapping[str, Tensor]", state: _State) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill(weights: "Mapping[str, Tensor]", names: Set[str], read: "Callable[[str], Tensor]") -> None:

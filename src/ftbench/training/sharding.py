@@ -200,12 +200,16 @@ def gathered_weights(model: "PreTrainedModel") -> "list[torch.nn.Parameter]":
 
 def is_shard(tensor: "Tensor") -> bool:
     """Whether it is one of those that lie on several ranks."""
-    return hasattr(tensor, "to_local")
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def held(tensor: "Tensor") -> "Tensor":
     """Return what this rank holds of a tensor."""
-    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[operator, no-any-return]
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def unite(model: "PreTrainedModel", ranks: Ranks) -> None:
@@ -215,6 +219,7 @@ def unite(model: "PreTrainedModel", ranks: Ranks) -> None:
     """
     import torch
     from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
     setattr(model, _GATHERED, [])
     whole: dict[int, torch.nn.Parameter] = {}
@@ -224,10 +229,10 @@ def unite(model: "PreTrainedModel", ranks: Ranks) -> None:
             module.__class__ = type(module).__bases__[1]
     for module in model.modules():
         for name, one in module._parameters.items():
-            if one is None or not is_shard(one):
+            if not isinstance(one, DTensor):
                 continue
             if id(one) not in whole:
-                values = one.detach().full_tensor()  # type: ignore[operator]
+                values = one.detach().full_tensor()
                 room = values.cpu() if ranks.leads else torch.empty(0, dtype=one.dtype)
                 whole[id(one)] = torch.nn.Parameter(room, requires_grad=one.requires_grad)
             module._parameters[name] = whole[id(one)]
