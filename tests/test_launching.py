@@ -196,7 +196,7 @@ def test_cards_are_given_out_one_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path
         seen.append(place.variables["CUDA_VISIBLE_DEVICES"])  # type: ignore[attr-defined]
         together.wait(WAIT)
 
-    monkeypatch.setattr("ftbench.execution.machine.launch", launch)
+    monkeypatch.setattr("ftbench.execution.local.launch", launch)
     order = Order(Recipe(), load_plugins(), tmp_path)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: launcher.launch(order, print), range(2)))
@@ -222,7 +222,7 @@ def test_on_the_processor_budgets_decide_how_many_of_the_jobs_run_at_once(
         time.sleep(0.05)
         running[0] -= 1
 
-    monkeypatch.setattr("ftbench.execution.machine.launch", launch)
+    monkeypatch.setattr("ftbench.execution.local.launch", launch)
     for budget, expected in ((None, 4), (4 * LOADED, 2), (50 * LOADED, 1)):
         most[0] = 0
         order = Order(Recipe(memory_budget=budget), load_plugins(), tmp_path)

@@ -7,7 +7,6 @@ from typing import Self
 
 from ftbench.execution.events import Event
 from ftbench.execution.launcher import Order
-from ftbench.execution.local import Place, launch
 from ftbench.execution.slots import Slots, usable_cores, visible_cards
 from ftbench.execution.workers import Workers
 from ftbench.memory.budget import device_memory
@@ -45,6 +44,8 @@ class LocalLauncher:
 
     def launch(self, order: Order, on_event: Callable[[Event], None]) -> Run:
         """Make a run in a process of its own; see the protocol."""
+        from ftbench.execution.local import Place, launch  # imports torch, and what was mistyped is to be told before
+
         recipe = order.recipe
         slots = self._slots(recipe)
         on_cards = slots is self._cards
