@@ -98,11 +98,24 @@ def test_a_precision_that_is_asked_for_is_taken(asked: str) -> None:
     assert choose_precision(asked, CPU) == asked
 
 
+def test_where_bf16_is_hopeless_no_large_product_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+
+    def seconds(*_: torch.dtype, rows: int, times: int) -> list[float]:
+        timed.append(rows)
+        return [1.0, 100.0]
+
+    monkeypatch.setattr(precision, "_has_bf16", precision._has_bf16.__wrapped__)
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    assert choose_precision("auto", CPU) == "float32"
+    assert timed == [16]
+
+
 @pytest.mark.parametrize(("slow", "expected"), [(torch.float32, "bf16"), (torch.bfloat16, "float32")])
 def test_otherwise_it_is_what_the_processor_is_fast_in(
     slow: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "_has_bf16", precision._has_bf16.__wrapped__)  # else is tried once a process
-    monkeypatch.setattr(precision, "_seconds", lambda *dtypes: [2.0 if dtype == slow else 1.0 for dtype in dtypes])
+    monkeypatch.setattr(precision, "_seconds", lambda *dtypes, **_: [2.0 if dtype == slow else 1.0 for dtype in dtypes])
     assert choose_precision("auto", CPU) == expected
     assert torch_dtype(choose_precision("auto", CPU)) != slow
