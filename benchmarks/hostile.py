@@ -7,7 +7,6 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -166,8 +165,8 @@ def fuzz(runs: list[Path], args: argparse.Namespace) -> dict[str, Any]:
     with serving(runs[:1], "--timeout", "20", "--max-reply", "64") as server:
         draw = random.Random(args.seed)
 
-        def send(case: Callable[[], tuple[str, str, dict[str, str], bytes]]) -> None:
-            method, path, headers, body = case()
+        def send(case: tuple[str, str, dict[str, str], bytes]) -> None:
+            method, path, headers, body = case
             try:
                 response = httpx.request(method, server.address + path, headers=headers, content=body, timeout=60)
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
@@ -182,7 +181,7 @@ def fuzz(runs: list[Path], args: argparse.Namespace) -> dict[str, Any]:
 
         cases = [request(draw, server.models[0]) for _ in range(args.requests)]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda case: send(lambda: case), cases))
+            list(pool.map(send, cases))
         command = [
             "schemathesis",
             "run",
