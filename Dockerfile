@@ -9,21 +9,24 @@ FROM python:${PYTHON} AS build
 ARG DEVICE=cpu
 ARG MODEL=smollm2-135m-instruct
 COPY . /source
-RUN DEVICE="$DEVICE" MODEL="$MODEL" /source/container/build.sh /source /opt/ftbench
+# Runs may have been written for their owner alone, and the image's user is another.
+RUN DEVICE="$DEVICE" MODEL="$MODEL" /source/container/build.sh /source /opt/ftbench \
+    && chmod -R a+rX /source/container/runs
 
 FROM python:${PYTHON}
 COPY --from=build /opt/ftbench /opt/ftbench
 COPY container/entrypoint.sh /opt/ftbench/bin/entrypoint
-COPY container/runs /runs
+COPY --from=build /source/container/runs /runs
 ENV PATH=/opt/ftbench/bin:$PATH \
-    FTBENCH_CACHE=/opt/ftbench/cache \
+    FTBENCH_BAKED=/opt/ftbench/cache \
+    FTBENCH_CACHE=/tmp/ftbench \
     FTBENCH_RUNS=/runs \
-    HF_HOME=/tmp/huggingface \
+    HF_HOME=/tmp/ftbench/huggingface \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin ftbench
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os; from urllib.request import urlopen; port = os.environ.get('FTBENCH_PORT') or 8000; urlopen(f'http://127.0.0.1:{port}/healthz', timeout=4)"]
 ENTRYPOINT ["/opt/ftbench/bin/entrypoint"]

@@ -3,7 +3,8 @@
 python benchmarks/compare.py quick
 python benchmarks/compare.py oasst1 oasst1-en-validation.jsonl
 
-With --runs FOLDER the runs are made there and kept: called again, it goes on where it was interrupted.
+With --runs FOLDER the runs are made there and kept: called again, it goes on where it was interrupted. What else is
+given goes to `ftbench run`: --seeds 3 --tune makes the comparison that takes a night. A run that failed is a row, too.
 """
 
 import argparse
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("file", nargs="?", help="OASST1's English validation messages, for oasst1")
     parser.add_argument("--runs", type=Path, help="folder of the runs; by default a temporary one")
-    given = parser.parse_args()
+    given, more = parser.parse_known_args()
     if given.task == "quick":
         settings = ["--algo", "all"]
     elif given.file:
@@ -33,13 +34,14 @@ def main() -> None:
         parser.error("oasst1 needs the file")
     with tempfile.TemporaryDirectory() as temporary:
         runs = given.runs or Path(temporary)
-        command = [sys.executable, "-m", "ftbench", "run", "--out", str(runs), *settings]
+        command = [sys.executable, "-m", "ftbench", "run", "--out", str(runs), *settings, *more]
         code = subprocess.run(command, check=False).returncode
-        if code:
+        if code not in (0, 1):
             sys.exit(code)
         record = HERE / TASKS[given.task]
         shutil.rmtree(record, ignore_errors=True)
         shutil.copytree(runs, record, ignore=shutil.ignore_patterns("model", "log.txt", ".*"))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
 """Runs that are killed (SIGKILL) at random moments: does the store hold the whole result or none, and does it go on?
 
-python benchmarks/kills.py [--times 50]                   about a quarter of an hour
+python benchmarks/kills.py [--times 50]                   about an hour on two cores that do other things, too
 
-Each time a run of a tiny random model is started, and the launcher, the worker or both are killed at a moment between
-its start and the time that an unbroken run takes. Then the store is read, the run is started again, and its replies are
-held against those of an unbroken run. A line a time is added to benchmarks/kills/cpu.jsonl.
+Each time a run of a tiny random model is started, and the launcher, the worker or both are killed: one time in three at
+a moment between its start and the time that an unbroken run takes, else at one between its first step and as long after
+as an unbroken run takes from there, for most of a small run is Python reading its libraries. Then the store is read,
+the run is started again, and its replies, outcomes and weights are held against those of an unbroken run, bit by bit.
+What runs share is made anew each time, in a cache of their own. A line a time is added to benchmarks/kills/cpu.jsonl.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +40,42 @@ def main() -> None:
     draw = random.Random(SEED)
     with tempfile.TemporaryDirectory() as place:
         settings = _prepare(Path(place))
+        os.environ["FTBENCH_CACHE"] = str(Path(place) / "cache")
         whole, out = Path(place) / "whole", Path(place) / "out"
         for each in (whole, out):
             _run([*settings, "--algo", "base", "--out", str(each)])
         begin = time.monotonic()
         _run([*settings, "--algo", "lora", "--out", str(whole)])
-        longest = time.monotonic() - begin
+        longest = {"start": time.monotonic() - begin, "training": _seconds_from_training(whole)}
         for number in range(times):
-            row = _once([*settings, "--out", str(out)], draw.uniform(0, longest), draw.choice(KILLED), out, whole)
+            since = draw.choice(SINCE)
+            moment = Moment(since, draw.uniform(0, longest[since]), draw.choice(KILLED))
+            row = _once([*settings, "--out", str(out)], moment, out, whole)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{number + 1:3} {row}", flush=True)
 
 
 KILLED = ("launcher", "worker", "both")
+SINCE = ("start", "training", "training")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill whom: so many seconds after the start, or after the first step."""
+
+    since: str
+    after: float
+    whom: str
+
+    def wait(self, launcher: "subprocess.Popen[bytes]", out: Path) -> None:
+        """Wait for it; a launcher that ends before is not waited for."""
+        while self.since == "training" and launcher.poll() is None and not list(out.glob(STATE)):
+            time.sleep(0.002)
+        time.sleep(self.after)
+
+
+STATE = ".training-*.safetensors"
 
 
 def _prepare(place: Path) -> list[str]:
@@ -74,35 +101,60 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def _once(settings: list[str], after: float, whom: str, out: Path, whole: Path) -> dict[str, Any]:
+def _seconds_from_training(whole: Path) -> float:
+    """What the unbroken run took from its training on."""
+    seconds = _trained(_look(whole)[0])[0].result.measures.phase_seconds
+    return float(sum(seconds.get(phase, 0) for phase in ("train", "save", "reload", "evaluate")))
+
+
+def _once(settings: list[str], moment: Moment, out: Path, whole: Path) -> dict[str, Any]:
     """Start a run, kill it, look at the store, start it again."""
     arguments = [*settings, "--algo", "lora", "--save-every", "0.05"]
+    made = Path(os.environ["FTBENCH_CACHE"]) / "made"
+    shutil.rmtree(made)
     launcher = subprocess.Popen(
         _command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
     )
-    time.sleep(after)
-    _kill(launcher, whom)
+    moment.wait(launcher, out)
+    there = _written(out)
+    _kill(launcher, moment.whom)
     launcher.wait()
     runs, broken = _look(out)
-    kept = bool(list(out.glob(".training-*.safetensors")))
+    kept = bool(list(out.glob(STATE)))
     _run(arguments)
     after_runs, after_broken = _look(out)
-    ok = [run for run in after_runs if run.result.status == "ok" and run.result.recipe.algorithm == "lora"]
-    expected = next(run for run in _look(whole)[0] if run.result.recipe.algorithm == "lora")
+    ok = [run for run in _trained(after_runs) if run.result.status == "ok"]
+    expected = _trained(_look(whole)[0])[0]
+    same = ok[-1].replies() == expected.replies() and ok[-1].result.outcomes == expected.result.outcomes
     row = {
-        "after_s": round(after, 2),
-        "killed": whom,
-        "left": [run.result.status for run in runs if run.result.recipe.algorithm == "lora"],
+        "since": moment.since,
+        "after_s": round(moment.after, 2),
+        "killed": moment.whom,
+        "there": there,
+        "left": [run.result.status for run in _trained(runs)],
         "broken": broken + after_broken,
         "state": kept,
         "resumed": ok[-1].result.measures.resumed,
-        "same": ok[-1].replies() == expected.replies() and ok[-1].result.outcomes == expected.result.outcomes,
-        "litter": sorted(each.name for each in out.glob(".*")),
+        "same": same and _weights(ok[-1]) == _weights(expected),
+        "litter": sorted(each.name for folder in (out, made) for each in folder.glob(".*")),
     }
-    for run in after_runs:
-        if run.result.recipe.algorithm == "lora":
-            subprocess.run(["rm", "-r", str(run.folder)], check=True)
+    for run in _trained(after_runs):
+        shutil.rmtree(run.folder)
     return row
+
+
+def _trained(runs: list[Any]) -> list[Any]:
+    return [run for run in runs if run.result.recipe.algorithm == "lora"]
+
+
+def _written(out: Path) -> list[str]:
+    """Say what of a run is there at the moment: how far it is."""
+    unfinished = next(out.glob(".unfinished-*"), None)
+    return sorted(each.name for each in unfinished.iterdir()) if unfinished else []
+
+
+def _weights(run: Any) -> str:
+    return hashlib.sha256((run.folder / "model" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 def _kill(launcher: "subprocess.Popen[bytes]", whom: str) -> None:

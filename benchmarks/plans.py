@@ -3,16 +3,21 @@
 python benchmarks/plans.py                  about five minutes, alone on the machine
 
 Each plan is a process of its own, three times; the models are configurations without weights. The result is added to
-benchmarks/plans/cpu.jsonl.
+benchmarks/plans/cpu.jsonl, with when, where and of which code it is. It exits with 1 where a plan of one algorithm
+takes longer than its model's limit, or more memory than any may.
 """
 
 import json
-import os
-import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from typing import Any
+
+import torch
+from timed import once
+
+from ftbench.execution.environment import describe
 
 HERE = Path(__file__).parent
 CASES = [
@@ -28,38 +33,41 @@ CASES = [
     ("llama-70b", "80GiB", ["lora"]),
 ]
 TIMES = 3
+LIMITS = {"llama-0.1b": 5.0, "llama-8b": 15.0}
+"""Seconds that a plan of one algorithm may take."""
+MOST = 2**30
+"""Bytes that any plan may take itself."""
 
 
 def main() -> None:
     """Time every case, and print it."""
+    where = describe(torch.device("cpu"), "-").model_dump(include={"hardware", "cores", "threads", "versions", "code"})
+    beyond = 0
     path = HERE / "plans" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
     for model, budget, algorithms in CASES:
         asked = [part for name in algorithms for part in ("--algo", name)]
         arguments = ["plan", "--model", str(HERE / "configs" / model), "--memory-budget", budget, *asked]
-        found = [_once(arguments) for _ in range(TIMES)]
-        row = {
+        found = [once(arguments) for _ in range(TIMES)]
+        limit = None if algorithms == ["all"] else LIMITS.get(model)
+        row: dict[str, Any] = {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": model,
             "budget": budget,
             "algorithms": algorithms,
             "seconds": [round(seconds, 2) for seconds, _ in found],
             "median_seconds": round(median(seconds for seconds, _ in found), 2),
+            "limit_seconds": limit,
             "resident_bytes": max(resident for _, resident in found),
+            "environment": where,
         }
+        over = row["resident_bytes"] > MOST or (limit is not None and row["median_seconds"] > limit)
+        beyond += over
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{model:10} {budget:>6} {','.join(algorithms):5} {row['median_seconds']:6.2f} s  "
-              f"{row['resident_bytes'] / 2**20:5.0f} MiB", flush=True)  # fmt: skip
-
-
-def _once(arguments: list[str]) -> tuple[float, int]:
-    """Return the seconds of one command and its highest resident memory, bytes."""
-    start = perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "ftbench", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(arguments)} ended with {os.waitstatus_to_exitcode(status)}")
-    return perf_counter() - start, usage.ru_maxrss * 1024
+              f"{row['resident_bytes'] / 2**20:5.0f} MiB{'  too much' if over else ''}", flush=True)  # fmt: skip
+    sys.exit(1 if beyond else 0)
 
 
 if __name__ == "__main__":

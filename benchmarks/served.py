@@ -1,4 +1,4 @@
-"""A server in a process of its own, for what asks it; see serving.py."""
+"""A server in a process of its own, and its replies, for what asks it; see serving.py."""
 
 import signal
 import socket
@@ -6,14 +6,68 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
+
+BUSY = frozenset({"queue_full", "timeout", "overloaded"})
+"""Codes of the refusals that a busy server may give; any other with 5xx is a fault of its own."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client was told of a reply."""
+
+    text: str
+    tokens: int
+    reason: str
+
+
+def whole(reply: Any) -> Told:
+    """Read a reply in one piece; it must be well formed."""
+    (choice,) = reply.choices
+    assert choice.finish_reason in ("stop", "length"), f"it ended by {choice.finish_reason!r}"
+    assert isinstance(choice.message.content, str), "it has no text"
+    assert reply.usage, "no usage is told"
+    return Told(choice.message.content, reply.usage.completion_tokens, choice.finish_reason)
+
+
+def joined(chunks: Iterable[Any]) -> Told:
+    """Read a stream that was asked for its usage; it must be well formed, and end once."""
+    pieces: list[str] = []
+    reasons: list[str] = []
+    tokens = None
+    for chunk in chunks:
+        assert tokens is None, "something comes after the usage"
+        if not chunk.choices:
+            assert chunk.usage, "no usage is told"
+            tokens = chunk.usage.completion_tokens
+            continue
+        (choice,) = chunk.choices
+        assert not reasons, "something comes after its end"
+        pieces.append(choice.delta.content or "")
+        if choice.finish_reason is not None:
+            reasons.append(choice.finish_reason)
+    assert len(reasons) == 1, f"it ended {len(reasons)} times"
+    assert reasons[0] in ("stop", "length"), f"it ended by {reasons[0]!r}"
+    assert tokens is not None, "no usage is told"
+    return Told("".join(pieces), tokens, reasons[0])
+
+
+def ask(client: Any, model: str, prompt: str, streamed: bool = False, **wishes: Any) -> Told:
+    """Ask once, for a reply in one piece or for a stream."""
+    messages = [{"role": "user", "content": prompt}]
+    create = client.chat.completions.create
+    if not streamed:
+        return whole(create(model=model, messages=messages, **wishes))
+    options = {"include_usage": True}
+    return joined(create(model=model, messages=messages, stream=True, stream_options=options, **wishes))
 
 
 @dataclass(frozen=True)

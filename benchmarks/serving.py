@@ -1,6 +1,6 @@
 """Asks a server what it must stand: the recorded replies, many clients, hang-ups, hostile requests.
 
-python benchmarks/serving.py equality RUN [RUN...]     every recorded reply, asked alone and by 16 clients at once
+python benchmarks/serving.py equality RUN [RUN...]     every recorded reply: asked alone, by 16 at once, streamed
 python benchmarks/serving.py throughput RUN            tokens a second of one client and of eight
 python benchmarks/serving.py soak RUN [RUN...]         15 minutes, 16 clients, streams, hang-ups
 python benchmarks/serving.py fuzz RUN                  2,000 hostile requests, and schemathesis beside
@@ -15,22 +15,25 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hostile import fuzz
-from served import serving
+from served import Told, ask, serving
 from soaking import soak
 
 from ftbench.execution.environment import describe
 from ftbench.results.store import read_run
 
 HERE = Path(__file__).parent
+ENOUGH = 64
+"""Replies of a run that are the fewest to say something of it."""
 
 
 def equality(runs: list[Path], args: argparse.Namespace) -> dict[str, Any]:
-    """Ask every prompt that a run's evaluation asked, alone and by many clients at once."""
-    found: dict[str, Any] = {"clients": args.clients}
+    """Ask every prompt that a run's evaluation asked: alone, by many clients at once, and as streams at once."""
+    found: dict[str, dict[str, int]] = {}
     with serving(runs) as server:
         client = server.client()
         for name, folder in zip(server.models, runs, strict=True):
@@ -38,20 +41,24 @@ def equality(runs: list[Path], args: argparse.Namespace) -> dict[str, Any]:
             recorded = run.replies()
             limit = run.result.recipe.max_new_tokens
 
-            def same(item: Any, model: str = name, limit: int = limit) -> bool:
-                messages: Any = [{"role": "user", "content": item.prompt}]
-                reply = client.chat.completions.create(model=model, messages=messages, max_tokens=limit)
-                ended = reply.choices[0].finish_reason == "stop"
-                assert reply.usage
-                told = reply.choices[0].message.content, reply.usage.completion_tokens, ended
-                return told == (item.reply, item.tokens, item.ended)
+            def same(item: Any, streamed: bool = False, model: str = name, limit: int = limit) -> bool:
+                told = ask(client, model, item.prompt, streamed, max_tokens=limit)
+                return told == Told(item.reply, item.tokens, "stop" if item.ended else "length")
 
             alone = sum(map(same, recorded))
             with ThreadPoolExecutor(args.clients) as pool:
                 together = sum(pool.map(same, recorded))
-            found[run.result.recipe.algorithm] = {"replies": len(recorded), "alone": alone, "together": together}
-    every = [one for one in found.values() if isinstance(one, dict)]
-    return {**found, "ok": all(one["alone"] == one["together"] == one["replies"] for one in every)}
+                streamed = sum(pool.map(partial(same, streamed=True), recorded))
+            found[name] = {"replies": len(recorded), "alone": alone, "together": together, "streamed": streamed}
+    return {"clients": args.clients, "equal": found, "ok": all_equal(found)}
+
+
+def all_equal(found: dict[str, dict[str, int]]) -> bool:
+    """Say whether every run had replies enough, and each was the recorded one, however it was asked for."""
+    return bool(found) and all(
+        one["replies"] >= ENOUGH and all(one[how] == one["replies"] for how in ("alone", "together", "streamed"))
+        for one in found.values()
+    )
 
 
 def throughput(runs: list[Path], args: argparse.Namespace) -> dict[str, Any]:

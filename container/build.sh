@@ -6,7 +6,7 @@
 #
 # DEVICE=cpu (the default) takes PyTorch's wheel for processors, DEVICE=cuda the one for CUDA.
 # CPU_INDEX is where the former is; empty is wherever pip is set up to look.
-# MODEL is unpacked into the folder's cache; empty leaves it to the first start.
+# MODEL, a hub id or the default model, is put into the folder's cache; empty leaves base models to the first start.
 set -euo pipefail
 
 source=$(cd "$1" && pwd)
@@ -42,7 +42,8 @@ VIRTUAL_ENV=$folder "$tools/pdm/bin/pdm" sync --quiet --prod --no-editable --ski
 cd /
 
 if [ -n "$model" ]; then
-    FTBENCH_CACHE=$folder/cache "$folder/bin/python" -c \
+    FTBENCH_CACHE=$folder/cache HF_HUB_CACHE=$folder/cache/huggingface/hub "$folder/bin/python" -c \
         'import sys; from ftbench.models.resolve import locate_model; print(locate_model(sys.argv[1]))' "$model"
+    find "$folder/cache" -name '*.lock' -delete # whoever fetches more of it makes locks of their own
 fi
 chmod -R a+rX "$folder" # weights are written for their owner alone, and the image's user is another

@@ -17,4 +17,9 @@ if [ $# -eq 0 ]; then
     echo "ftbench: no runs in ${FTBENCH_RUNS:-/runs}; mount a folder of runs there, or bake one in" >&2
     exit 2
 fi
+# Base models that the image brings are linked into a cache that can be written, for those that it does not bring.
+if [ -d "${FTBENCH_BAKED:-}" ]; then
+    mkdir -p "$FTBENCH_CACHE"
+    cp -Rsf "$FTBENCH_BAKED/." "$FTBENCH_CACHE"
+fi
 exec ftbench serve --host 0.0.0.0 --port "${FTBENCH_PORT:-8000}" "$@"

@@ -6,6 +6,7 @@ Run by `conf.py` before each build. Only what the repository ships is told of, w
 import html
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ SUBJECTS = {
         "split_examples",
     ],
     "Judges": ["Judge", "Gold", "best_threshold"],
-    "Models": ["ModelSource"],
-    "The report": ["ReportSection", "ReportTable", "Run"],
+    "Models": ["ModelSource", "check_adapter"],
+    "The report": ["ReportSection", "ReportTable", "ReportChart", "Run"],
     "Recipes": ["Recipe"],
     "Errors": ["UsageError", "Skip", "nearest"],
 }
@@ -65,6 +66,7 @@ def pages() -> dict[str, str]:
         "parts/checks.md": checks_table(),
         "parts/recipe.md": options_table(Recipe),
         "parts/hooks.md": hooks_list(),
+        "parts/tasks.md": tasks_list(),
         "commands.md": commands_page(),
         "reference.md": reference_page(),
     }
@@ -133,8 +135,11 @@ def algorithm_page(kind: type[Algorithm], plugin: Plugin) -> str:
         written = vars(kind).get(method)
         if written is not None:
             parts.append(f"## {title}\n\n{linked(docstring(written))}")
-        elif method == "loss" and kind.needs != "nothing":
-            parts.append(f"## {title}\n\n{_no_own_loss(kind)}")
+        elif method == "loss" and kind.needs == "nothing":
+            parts.append(f"## {title}\n\nNothing is trained, so there is none.")
+        elif method == "loss":
+            default = "" if kind.own_trainer else _DEFAULT_LOSS
+            parts.append(f"## {title}\n\n{linked(section(kind, 'Loss') or default)}")
     leave = ("learning_rate",) if kind.needs == "nothing" else ()
     options = options_table(kind.Config, leave=leave)
     if options:
@@ -146,13 +151,8 @@ def algorithm_page(kind: type[Algorithm], plugin: Plugin) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _no_own_loss(kind: type[Algorithm]) -> str:
-    return (
-        "That of the trainer which it brings."
-        if kind.own_trainer
-        else "The mean negative log-likelihood of the chosen completions' tokens, "
-        "[as it is by default](#ftbench.Algorithm.loss)."
-    )
+_DEFAULT_LOSS = """The mean negative log-likelihood of the chosen completions' tokens,
+[as it is by default](#ftbench.Algorithm.loss)."""
 
 
 def options_table(config: type[BaseModel], *, leave: Sequence[str] = ()) -> str:
@@ -200,9 +200,9 @@ def _shown(default: Any) -> str:
 
 
 def columns_table() -> str:
-    """Return what each column of the table is, with the name that it has in JSON and CSV."""
-    rows = [[_cell(column.heading), f"`{column.key}`", _cell(column.about)] for column in COLUMNS]
-    return table(["heading", "in JSON and CSV", "what it is"], rows) + "\n"
+    """Return what each column of the table is, its name in JSON and CSV, and whether more or less of it is better."""
+    rows = [[_cell(column.heading), f"`{column.key}`", column.better or "-", _cell(column.about)] for column in COLUMNS]
+    return table(["heading", "in JSON and CSV", "better", "what it is"], rows) + "\n"
 
 
 def checks_table() -> str:
@@ -214,6 +214,12 @@ def checks_table() -> str:
 def hooks_list() -> str:
     """Return every hook with its docstring, and what a plugin subclasses for it."""
     return "\n".join(f"`{name}()`\n: {docstring(hook)}\n" for name, hook in hooks().items())
+
+
+def tasks_list() -> str:
+    """Return every shipped task with its judge and its docstring."""
+    tasks = [task for plugin in load_plugins([]).plugins for task in plugin.tasks]
+    return "\n".join(f"`{task.name}`, judged by `{task.judge}`\n: {docstring(task)}\n" for task in tasks)
 
 
 def hooks() -> dict[str, Any]:
@@ -264,8 +270,18 @@ def _documented(name: str) -> str:
 
 
 def docstring(thing: Any) -> str:
-    """Return a docstring without its sections (`Args:` and the like), which are for callers."""
-    return re.split(r"^(?:Args|Returns|Raises):$", inspect.cleandoc(thing.__doc__ or ""), flags=re.MULTILINE)[0].strip()
+    """Return a docstring without its sections: `Args:` and the like are for callers, `Loss:` has a place of its own."""
+    return _SECTIONS.split(inspect.cleandoc(thing.__doc__ or ""))[0].strip()
+
+
+def section(thing: Any, name: str) -> str:
+    """Return one section of a docstring, empty where it has none."""
+    _, *parts = _SECTIONS.split(inspect.cleandoc(thing.__doc__ or ""))
+    found = dict(zip(parts[::2], parts[1::2], strict=True))
+    return textwrap.dedent(found.get(name, "")).strip()
+
+
+_SECTIONS = re.compile(r"^(Args|Returns|Raises|Loss):$", re.MULTILINE)
 
 
 def linked(text: str) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict
@@ -36,6 +36,28 @@ class MisspeltRate(ftbench.Algorithm):
         """One letter is missing."""
 
         learning_rte: float = 1e-3
+
+
+class MisspeltAdapter(ftbench.Algorithm):
+    """Means the adapter, and would train every weight."""
+
+    name = "misspelt-adapter"
+
+    class Config(ftbench.AdapterConfig):
+        """One letter is another."""
+
+        adaptor: str = "lora"
+
+
+class MisspeltDefault(ftbench.Algorithm):
+    """Means the rate without an adapter."""
+
+    name = "misspelt-default"
+
+    class Config(ftbench.AdapterConfig):
+        """One letter is missing."""
+
+        full_learning_rte: ClassVar[float] = 1e-5
 
 
 class Forgets(ftbench.Algorithm):
@@ -89,6 +111,26 @@ class TouchesFrozen(ftbench.Algorithm):
         super().train(training)
         with torch.no_grad():
             training.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+
+
+class Unfreezes(TouchesFrozen):
+    """Changes a layer that it had not called trainable, and calls it so afterwards."""
+
+    name = "unfreezes"
+
+    def train(self, training: ftbench.Training) -> None:
+        super().train(training)
+        training.model.model.layers[1].mlp.up_proj.weight.requires_grad_(True)
+
+
+class MovesBuffers(ftbench.Algorithm):
+    """Changes what is no parameter."""
+
+    name = "moves-buffers"
+
+    def train(self, training: ftbench.Training) -> None:
+        super().train(training)
+        training.model.model.rotary_emb.inv_freq.mul_(1.01)
 
 
 class LeavesIdle(ftbench.Algorithm):

@@ -1,12 +1,16 @@
 """Fixtures: tiny random models, a tiny data set, and the OASST1 file."""
 
+import gc
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ftbench.checking.tiny import make_gpt2, make_llama
+from ftbench.recipe import Recipe
 
 OASST1_FILE = Path(__file__).parents[2] / "shared" / "data" / "oasst1-en-validation.jsonl"
 
@@ -50,6 +54,38 @@ def oasst1_file() -> Path:
     if not OASST1_FILE.is_file():
         pytest.skip(f"the OASST1 validation file is not here ({OASST1_FILE})")
     return OASST1_FILE
+
+
+@pytest.fixture
+def recipe(tiny_llama: Path, pairs_file: Path) -> Recipe:
+    """A run of a second, that writes a whole model."""
+    from working_here import quick_recipe
+
+    return quick_recipe(tiny_llama, pairs_file)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    from small_disk import mounted
+
+    with mounted(tmp_path / "disk", "2m") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def _collected() -> list[int]:
+    """How many modules were there when all there was was last taken out of what is collected."""
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def _modules_are_not_collected(_collected: list[int]) -> None:
+    """Spare the collector what was imported: half a second each time that a run frees memory or counts its tensors."""
+    if len(sys.modules) > _collected[0] + 50:
+        gc.collect()
+        gc.freeze()
+        _collected[0] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,15 @@
-"""Strangers' plugins as pip would leave them, and the command line in a process of its own."""
+"""Strangers' plugins as pip would leave them, and the command line in a process of its own or in this one."""
 
+import io
 import os
 import subprocess
 import sys
 import tomllib
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
+
+from ftbench.cli import main
 
 GOOD = '''
 import ftbench
@@ -64,11 +69,11 @@ class Sleeps(ftbench.Algorithm):
 
 
 class Eats(ftbench.Algorithm):
-    """Takes 8 GiB."""
+    """Takes 2 GiB."""
     name = "eats"
     def adapt(self, model, calibration):
         import torch
-        self.held = torch.ones(2**33, dtype=torch.uint8)
+        self.held = torch.ones(2**31, dtype=torch.uint8)
         return model
 
 
@@ -166,3 +171,26 @@ def ftbench(
         cwd=cwd,
         env=environment(plugins),
     )
+
+
+def ftbench_here(*arguments: object, cwd: Path, apart: bool = False) -> subprocess.CompletedProcess[str]:
+    """Call the command line in this process, which has imported what it needs.
+
+    Workers work here, too, one after the other; `apart` leaves them processes of their own, as a memory budget needs.
+    """
+    from working_here import WorkingHere
+
+    out, errors = io.StringIO(), io.StringIO()
+    with ExitStack() as stack:
+        if not apart:
+            stack.enter_context(patch("ftbench.execution.machine.Workers", WorkingHere))
+        stack.enter_context(chdir(cwd))
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(errors))
+        stack.enter_context(patch.dict(os.environ, environment()))
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(["ftbench", *map(str, arguments)], code, out.getvalue(), errors.getvalue())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import broken
-from ftbench.checking.checks import CHECKS, Outcome, run_checks
+from ftbench.checking.checks import CHECKS, Check, Outcome, run_checks
 from ftbench.checking.subject import Subject
 from ftbench.checking.surroundings import differences, look
 from ftbench.cli import main
@@ -48,10 +48,14 @@ def check(registry: Registry, name: str, folder: Path, *checks: str) -> dict[str
 BREAKERS = [
     ("takes-anything", "options", ["TakesAnything.Config", "unknown option", "forbid"]),
     ("misspelt-rate", "options", ["MisspeltRate.Config.learning_rte", "'learning_rate'"]),
+    ("misspelt-adapter", "options", ["MisspeltAdapter.Config.adaptor", "'adapter'"]),
+    ("misspelt-default", "options", ["MisspeltDefault.Config.full_learning_rte", "'full_learning_rate'"]),
     ("forgets", "options", ["Forgets.Config", "another when it is read"]),
     ("raises", "runs", ["phase 'train'", "Raises._no_such_thing", "broken.py", "KeyError", "no such"]),
     ("uphill", "trains", ["Uphill.loss", "stage 'train'", "must fall", "sign"]),
     ("touches-frozen", "trainable", ["TouchesFrozen.train", "'model.layers.1.mlp.up_proj.weight'", "requires_grad"]),
+    ("unfreezes", "trainable", ["Unfreezes.train", "'model.layers.1.mlp.up_proj.weight'", "requires_grad"]),
+    ("moves-buffers", "trainable", ["MovesBuffers.train", "'model.rotary_emb.inv_freq'"]),
     ("leaves-idle", "trainable", ["LeavesIdle.adapt", "model.gate", "requires_grad", "forward pass"]),
     ("own-trainer-forgets", "trainable", ["OwnTrainerForgets.train", "layers.1", "requires_grad"]),
     ("saves-zeros", "reloads", ["SavesZeros.load", "logits", "save()"]),
@@ -139,10 +143,23 @@ def test_every_check_has_an_algorithm_that_fails_it() -> None:
     assert {failed for _, failed, _ in BREAKERS} == {one.name for one in CHECKS}
 
 
+READ = {
+    "options": "unknown option",
+    "runs": "phases",
+    "trains": "must fall",
+    "trainable": "requires_grad",
+    "reloads": "made anew",
+    "seed": "same seed",
+    "resumes": "killed",
+    "accumulation": "whole effective",
+    "memory": "have no values",
+    "surroundings": "the environment",
+}
+
+
 @pytest.mark.parametrize("one", CHECKS, ids=[one.name for one in CHECKS])
-def test_where_to_read_there_is_something_to_read(one: "object") -> None:
-    read = getattr(one, "read", "")
-    assert pydoc.getdoc(pydoc.locate(read)), read
+def test_where_to_read_it_is_spoken_of(one: Check) -> None:
+    assert READ[one.name] in " ".join(pydoc.getdoc(pydoc.locate(one.read)).split()), one.read
 
 
 # The likely mistakes of an author: who makes them is named by plugin and method, and is told the mend.

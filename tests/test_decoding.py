@@ -1,6 +1,7 @@
 """Replies token by token: what a row is told is what the whole sequence says, and does not hang on the others."""
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from ftbench.models.attention import is_packed
-from ftbench.models.decoding import ROOM, ROWS, Decoder, Row
+from ftbench.models.decoding import ROOM, ROWS, Decoder, Row, Shelf
 from ftbench.models.loading import prepare
 from tiny import VOCABULARY
 
@@ -114,3 +115,79 @@ def test_memory_is_given_back() -> None:
     assert decoder.held == 2 * ROOM
     decoder.drop(rows[2])
     assert decoder.held == 0
+
+
+def rooms(rows: Iterable[Row]) -> int:
+    return sum(row.shelf.room for row in rows)
+
+
+def test_what_is_held_stays_by_what_rows_need_and_within_the_limit() -> None:
+    model, draw = build(KINDS["llama"], torch.float32), random.Random(4)
+    limit = 24 * ROOM
+    free, bound = Decoder(model), Decoder(model, limit)
+    for decoder in (free, bound):
+        living: list[Row] = []
+        loads = []
+        for step in range(300):
+            length = draw.choice([1, 1, ROOM - 2, 2 * ROOM - 3, 5 * ROOM])
+            # as the engine: no row joins for which, with all that come, there is no room
+            if rooms(living) + (length // ROOM + 2) * ROOM + len(living) * ROOM <= limit and step % 40 < 25:
+                living.append(decoder.read([5] * length)[0])
+            decoder.write(dict.fromkeys(living, 7))
+            for row in [row for row in living if draw.random() < 0.1]:
+                living.remove(row)
+                decoder.drop(row)
+            assert decoder.held < 4 * max(1, rooms(living))
+            if decoder is bound:
+                assert decoder.held <= limit
+            loads.append(rooms(living))
+        assert max(loads) > limit // 2  # or there was no press to speak of
+    assert free.held >= bound.held
+
+
+def test_a_shelf_that_few_rows_need_gives_places_up() -> None:
+    decoder = Decoder(build(KINDS["llama"], torch.float32))
+    rows = [decoder.read([5] * length)[0] for length in range(1, 17)]
+    assert decoder.held == 16 * ROOM
+    for row in rows[2:]:
+        decoder.drop(row)
+    assert decoder.held <= 4 * ROOM
+    alone = Decoder(decoder.model)
+    expected = alone.write({alone.read([5, 5])[0]: 7})
+    torch.testing.assert_close(decoder.write(dict.fromkeys(rows[:2], 7))[rows[1]], *expected.values())
+
+
+def test_a_pass_that_failed_can_be_written_again_row_by_row() -> None:
+    model = build(KINDS["llama"], torch.bfloat16)
+    prompts = draw_rows(5, 5)
+    prompts[1] = [9] * ROOM  # it moves to another shelf in this very pass
+    one, two = Decoder(model), Decoder(model)
+    rows, others = ([decoder.read(ids)[0] for ids in prompts] for decoder in (one, two))
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        one.write(dict.fromkeys(rows, 7))
+    hook.remove()
+    together = two.write(dict.fromkeys(others, 7))
+    for row, other in zip(reversed(rows), reversed(others), strict=True):
+        assert torch.equal(one.write({row: 7})[row], together[other])
+    some, all_of_them = one.write(dict.fromkeys(rows[::2], 8)), two.write(dict.fromkeys(others, 8))
+    for row, other in zip(rows[::2], others[::2], strict=True):
+        assert torch.equal(some[row], all_of_them[other])
+
+
+def test_what_is_held_may_be_asked_while_shelves_come_and_go() -> None:
+    decoder = Decoder(build(KINDS["llama"], torch.float32))
+    for length in (3, 70):
+        decoder.read([5] * length)
+
+    class Restless(Shelf):
+        """Whoever looks at it sees the others change meanwhile, as another thread would change them."""
+
+        def __getattribute__(self, name: str) -> Any:
+            shelves.setdefault(100 * len(shelves), Shelf(100))
+            return super().__getattribute__(name)
+
+    shelves = decoder._shelves
+    for shelf in list(shelves.values()):
+        shelf.__class__ = Restless
+    assert decoder.held == 3 * ROOM

@@ -28,7 +28,7 @@ from ftbench.recipe import DEFAULT_MODEL
 from ftbench.results.store import Run, find_run, read_run
 from made_results import make_run, store
 from one_line import one_line
-from strangers import ftbench
+from strangers import ftbench, ftbench_here
 
 SETTINGS = ["--tokens", "1500", "--set", "max_new_tokens=8", "--set", "attack_prompts=0"]
 
@@ -38,7 +38,7 @@ def runs(tiny_llama: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFa
     """The folder with a run of LoRA on a tiny Llama."""
     place = tmp_path_factory.mktemp("export")
     task = ["--model", str(tiny_llama), "--data", str(pairs_file), "--topic", "boats", *SETTINGS]
-    done = ftbench("run", *task, "--algo", "lora", "--set", "lora.learning_rate=1e-2", cwd=place)
+    done = ftbench_here("run", *task, "--algo", "lora", "--set", "lora.learning_rate=1e-2", cwd=place)
     assert done.returncode == 0, done.stderr
     return place / "runs"
 
@@ -205,6 +205,25 @@ def test_what_is_not_written_whole_is_not_there(
     with one_line("cannot write", "No space left on device"):
         export_folder(run, load_plugins(), tmp_path / "to" / "model")
     assert list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.mark.parametrize(("to", "path"), [("gguf", "plain.gguf"), ("elsewhere/a.gguf", "elsewhere/a.gguf")])
+def test_gguf_alone_names_the_file_after_its_run(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, path: str
+) -> None:
+    store(make_run("base", model=str(tiny_llama)), tmp_path / "runs", "plain")
+    asked: list[tuple[str, Path]] = []
+
+    def write(run: Run, registry: object, file: Path) -> int:
+        asked.append((run.folder.name, file))
+        return 3 * 2**20
+
+    monkeypatch.setattr("ftbench.export.gguf.export_gguf", write)
+    done = ftbench_here("export", "plain", "--to", to, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert asked == [("plain", Path(path))]
+    assert done.stdout == f"{path}: plain for llama.cpp, 3.00 MiB\n"
+    assert not (tmp_path / "gguf").exists()
 
 
 def test_gguf_without_what_its_converter_needs_is_one_line(

@@ -1,6 +1,7 @@
 """What a run leaves when it is interrupted, killed, or has nowhere to write."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from ftbench.results.store import read_runs, staging
+from small_disk import fill, mounted
 from strangers import FAULTS, command_line, environment, ftbench, install
 
 
@@ -125,14 +127,13 @@ def test_killed_launcher_takes_its_worker_along_and_the_next_run_sweeps(place: P
 def test_unfinished_runs_of_launchers_that_may_live_are_not_swept(tmp_path: Path) -> None:
     with staging(tmp_path) as mine:
         ended = mine.name.replace(str(os.getpid()), str(2**22 + 1))  # beyond what a Linux process can be called
-        for name in (ended, ended.replace("@", "@another-")):
+        # Of another machine, and of a container that goes by this one's name.
+        others = [ended.replace("@", "@another-"), ended.replace(f"@{platform.node()}.", f"@{platform.node()}.1")]
+        assert len({ended, *others}) == 3
+        for name in (ended, *others):
             (tmp_path / name).mkdir()
         with staging(tmp_path) as other:
-            assert {path.name for path in tmp_path.iterdir()} == {
-                mine.name,
-                other.name,
-                ended.replace("@", "@another-"),
-            }
+            assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name, *others}
 
 
 @pytest.mark.parametrize("out", ["file/runs", "file", "/proc/nope", "/dev/null"])
@@ -148,24 +149,8 @@ def test_folder_that_cannot_be_written_costs_one_line(place: Place, out: str) ->
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None:
-        pytest.skip("there is no mount here")
-    done = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path, leave: int) -> None:
-    """Leave `leave` bytes of a disk."""
-    free = shutil.disk_usage(disk).free
-    (disk / "filler").write_bytes(bytes(free - leave))
+    with mounted(tmp_path / "disk", "512k") as folder:
+        yield folder
 
 
 def assert_earlier_run_is_whole(out: Path) -> None:

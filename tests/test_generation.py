@@ -1,14 +1,19 @@
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ftbench.data.task import EvaluationPrompt
+from ftbench.evaluation import evaluate, generation
 from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.evaluation.generation import generate_replies
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import load_model, load_tokenizer
+from ftbench.training.logprobs import sequence_logprobs
 
 LIMIT = 24
 
@@ -176,3 +181,34 @@ def test_the_cache_is_measured_of_its_tensors(tiny_llama: Path, tiny_gpt2: Path)
     assert cache_bytes_per_token(llama) == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, their size, bytes
     size = gpt2.config.hidden_size * gpt2.config.num_hidden_layers
     assert cache_bytes_per_token(gpt2.bfloat16()) == 2 * size * 2
+
+
+def test_where_memory_runs_out_replies_are_written_and_scored_in_halves(
+    model: PreTrainedModel, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = some_prompts()[:5]
+    items = [EvaluationPrompt(prompt, prompt[::-1] if place else None) for place, prompt in enumerate(prompts)]
+    settings = evaluate.EvaluationSettings(8, 5, 200, 10**6)
+
+    def answer() -> tuple[object, object]:
+        replies = generate_replies(model, chat, prompts, 8, 5, lambda _: None)
+        return replies, evaluate._ordinary_losses(model, chat, items, settings)
+
+    together = answer()
+    refused: list[int] = []
+
+    def alone(plain: Callable[..., Any], place: int) -> Any:
+        def work(*given: Any, **more: Any) -> Any:
+            if len(given[place]) > 1:
+                refused.append(len(given[place]))
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            return plain(*given, **more)
+
+        return work
+
+    monkeypatch.setattr(generation, "_decode", alone(generation._decode, 2))
+    monkeypatch.setattr(evaluate, "sequence_logprobs", alone(sequence_logprobs, 1))
+    replies, losses = answer()
+    assert refused == [5, 2, 3, 2, 4, 2, 2]
+    assert replies == together[0]
+    assert losses == [None if one is None else pytest.approx(one) for one in together[1]]  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from ftbench.plugins import load_plugins
 from ftbench.recipe import JUDGE, Recipe
 from ftbench.registry import Registry
 from ftbench.results.store import read_runs
-from strangers import ftbench, install
+from strangers import ftbench, ftbench_here, install
 
 LENGTHY = '''
 import ftbench
@@ -174,7 +174,7 @@ def test_the_shipped_judges_are_both_in_the_result_and_nonsense_is_off_topic(tmp
         "--out",
         str(out),
     ]
-    done = ftbench("run", *task, "--algo", "base")
+    done = ftbench_here("run", *task, "--algo", "base", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = read_runs(out)[0]
     facts, measures = run.result.judge, run.result.measures

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ftbench.execution.unfinished import forget, state_file
 from ftbench.memory.fit import Reduction
 from ftbench.models.loading import load_model
 from ftbench.models.precision import Precision
 from ftbench.plugins import load_plugins
+from ftbench.recipe import Recipe
 from ftbench.results.store import Run, read_runs
 from ftbench.training.clock import Clock
 from ftbench.training.keeping import Keeper, Told
@@ -56,7 +59,7 @@ def train(
 
     clock = Clock()
     keeper = Keeper(state, "this", 0.0, clock, lambda: {"rows": rows}, hear)
-    training = replace(make_training(model, examples, tokens=6000), report=report, keeper=keeper, clock=clock)
+    training = replace(make_training(model, examples, tokens=2400), report=report, keeper=keeper, clock=clock)
     try:
         algorithm.train(training)
     finally:
@@ -136,9 +139,31 @@ def test_the_clock_and_the_cut_of_a_step_go_on_too(tiny_llama: Path, tmp_path: P
             training.fit.micro_batch_tokens = 77
             training.fit.reductions.append(Reduction("train", 0, 77, False))
         algorithm.train(training)
+        keeper.close()
         assert clock() > pace["seconds"]
         assert (training.fit.micro_batch_tokens, len(training.fit.reductions)) == (77, 1)
         assert (keeper.times, keeper.before >= 100) == ((1, True) if taken else (0, False))
+
+
+def test_a_state_that_another_process_keeps_is_not_forgotten(tmp_path: Path) -> None:
+    state = state_file(Recipe(algorithm="lora"), tmp_path)
+    half = state.with_name(f"{state.name}.half")
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    lock = state.with_name(f"{state.name}.lock")
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        state.write_bytes(b"kept")
+        half.write_bytes(b"half")
+        forget(state)
+        assert state.exists()
+        assert half.exists()
+        other.kill()
+        other.wait()
+    forget(state)
+    assert not list(tmp_path.iterdir())
 
 
 def _finished(out: Path) -> Run:
@@ -158,6 +183,34 @@ def _kill_when(ready: Callable[[], bool], line: list[str], plugins: Path) -> Non
     finally:
         launcher.kill()
         launcher.wait()
+
+
+DIES_WRITING = """
+import os, signal, sys
+from pathlib import Path
+
+import safetensors.torch
+
+from ftbench.training.keeping import _State, _write
+
+
+def write_half(tensors, path, metadata):
+    Path(path).with_name(".tmpAAAAAA").write_bytes(b"half")  # as safetensors does, beside what it is to write
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+safetensors.torch.save_file = write_half
+_write(Path(sys.argv[1]), {}, _State.model_construct())
+"""
+
+
+def test_nothing_is_left_of_a_state_that_was_half_written_when_the_process_was_killed(tmp_path: Path) -> None:
+    state = state_file(Recipe(), tmp_path)
+    done = subprocess.run([sys.executable, "-c", DIES_WRITING, str(state)], check=False, env=environment())
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".tmpAAAAAA"]
+    forget(state)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_was_killed_goes_on_when_it_is_started_again(

@@ -58,6 +58,14 @@ def test_a_sparse_tensor_is_its_indices_and_values() -> None:
     assert ledger.now.parameters == 16 * 2 * 8 + 16 * 4
 
 
+def test_fake_tensors_are_told_their_device_without_a_further_operation() -> None:
+    with FakeTensorMode(), torch.device("cuda"), Ledger() as ledger:
+        made = torch.empty(KIB, dtype=torch.uint8)
+        assert made.device.type == "cuda"
+        assert (made + 1).device == made.device
+        assert ledger.now.total == KIB
+
+
 def test_a_peak_belongs_to_its_own_moment() -> None:
     with Ledger() as ledger:
         with ledger.moment("big"):
@@ -155,14 +163,16 @@ def test_only_the_heaviest_steps_are_counted(tiny_llama: Path, monkeypatch: pyte
     monkeypatch.setattr(watch, "counted", noted)
     model = load(tiny_llama)
     optimiser = MasterAdamW(list(model.parameters()), 1e-3, 0.0)
-    steps = StepWatch()
-    steps.expect("train", [[(example(size, 1),)] for size in (9, 3, 5, 4)], limited=False)
-    seen = []
-    for index in range(4):
-        with steps.step("train", index, model, optimiser.tensors) as moment, moment("all"):
-            torch.zeros(1000)
-        seen.append(len(counts))
-    assert seen == [0, 1, 2, 2]
+    for from_start, expected in ((False, [0, 1, 2, 2]), (True, [1, 2, 3, 3])):
+        counts.clear()
+        steps = StepWatch(from_start=from_start)
+        steps.expect("train", [[(example(size, 1),)] for size in (9, 3, 5, 4)], limited=False)
+        seen = []
+        for index in range(4):
+            with steps.step("train", index, model, optimiser.tensors) as moment, moment("all"):
+                torch.zeros(1000)
+            seen.append(len(counts))
+        assert seen == expected
 
 
 def example(prompt: int, completion: int) -> EncodedExample:

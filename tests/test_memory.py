@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftbench.errors import UsageError
-from ftbench.memory.budget import format_bytes, parse_bytes
+from ftbench.memory.budget import device_memory, enforce_budget, format_bytes, parse_bytes
+from ftbench.memory.fit import is_out_of_memory
 from ftbench.memory.meter import Meter
 
 MIB = 2**20
@@ -125,6 +126,101 @@ def test_without_a_budget_nothing_is_limited() -> None:
     assert allocate(None, [420]) == ["420 made 1"]
 
 
+@pytest.mark.parametrize(("name", "index"), [("cuda", 3), ("cuda:1", 1)])
+def test_a_cards_allocator_is_capped_at_the_budgets_share_of_the_card(
+    name: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capped: list[tuple[float, int]] = []
+    monkeypatch.setattr("ftbench.memory.budget.device_memory", lambda _: 80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr("torch.cuda.memory._lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *given: capped.append(given), raising=False)
+    enforce_budget(20 * 2**30, torch.device(name))
+    assert capped == [(0.25, index)]
+    with pytest.raises(UsageError, match="is more than the"):
+        enforce_budget(81 * 2**30, torch.device(name))
+    assert len(capped) == 1
+
+
+def test_a_budget_beyond_the_machine_is_one_line_and_limits_nothing() -> None:
+    with pytest.raises(UsageError, match="is more than the") as error:
+        enforce_budget(900 * 2**40, torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
+@linux
+def test_a_limit_that_the_process_is_under_already_bounds_the_budget() -> None:
+    script = f"""
+import resource, torch
+from ftbench.memory.budget import data_bytes, device_memory, enforce_budget
+hard = data_bytes() + 300 * {MIB}
+resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+assert device_memory("cpu") == hard
+enforce_budget(hard, torch.device("cpu"))
+assert resource.getrlimit(resource.RLIMIT_DATA) == (hard, hard)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _raised(error: BaseException, cause: BaseException | None = None, during: BaseException | None = None) -> Exception:
+    error.__cause__, error.__context__ = cause, during
+    assert isinstance(error, Exception)
+    return error
+
+
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+CIRCLE = ValueError("a")
+CIRCLE.__context__ = _raised(ValueError("b"), CIRCLE)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (CUDA, True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (_raised(RuntimeError("the fused kernel failed"), MemoryError()), True),
+        (_raised(KeyError("cache"), None, CUDA), True),
+        (_raised(ValueError(), _raised(TypeError(), None, MemoryError())), True),
+        (CIRCLE, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("memory"), False),
+        (_raised(KeyError("cache"), ValueError("x"), TypeError("y")), False),
+    ],
+)
+def test_an_exhausted_memory_is_known_by_whoever_says_so(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_the_memory_of_a_card_that_is_not_there_is_not_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="torch sees no CUDA device here; give the budget in bytes"):
+        device_memory("cuda")
+    assert device_memory("auto") == device_memory("cpu") > 0
+
+
+def test_on_a_card_the_allocators_and_the_drivers_figures_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [70, 60, 75]  # of 100, as the phases end
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 15)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free.pop(0), 100))
+    meter = Meter(torch.device("cuda"))
+    for name in ("load", "train", "train"):
+        with meter.phase(name):
+            pass
+    assert meter.peak == {"load": 15, "train": 15}
+    assert meter.reserved == {"load": 20, "train": 20}
+    assert meter.driver == {"load": 30, "train": 40}
+
+
 @pytest.fixture
 def meter() -> Meter:
     return Meter(torch.device("cpu"))
@@ -195,4 +291,4 @@ def test_the_meter_says_what_it_measures(meter: Meter) -> None:
     with meter.phase("any"):
         pass
     assert meter.kind == "resident"
-    assert meter.reserved == {}
+    assert meter.reserved == meter.driver == {}

@@ -1,6 +1,7 @@
 """What `ftbench new` writes installs, passes its own tests and the contract tests, and runs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,21 @@ def test_each_variant_passes_its_own_tests_and_the_contract_tests(
     outcomes = list(run_checks(Subject(loaded, f"fresh-{changes}", {}, tmp_path / "check")))
     assert not [outcome.text for outcome in outcomes if outcome.verdict == "failed"]
     skipped = {outcome.check.name for outcome in outcomes if outcome.verdict == "skipped"}
-    assert skipped == ({"accumulation", "memory"} if changes == "trainer" else set())
+    assert skipped == ({"accumulation", "memory", "resumes"} if changes == "trainer" else set())
+
+
+def test_its_own_pytest_runs_the_contract_tests_beside_its_own(registry: Registry, tmp_path: Path) -> None:
+    folder = write_plugin(check_name("fresh-told", registry), "loss", tmp_path)
+    site = editable(folder, tmp_path / "site")
+    variables = environment(site)
+    variables["PYTHONPATH"] = os.pathsep.join([str(folder / "src"), variables["PYTHONPATH"]])
+    listed = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q"],
+        capture_output=True, text=True, check=False, timeout=300, cwd=folder, env=variables,
+    )  # fmt: skip
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    assert "ftbench:fresh-told::options" in listed.stdout
+    assert "tests/test_fresh_told.py::" in listed.stdout
 
 
 def test_it_installs_without_a_network(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +108,7 @@ def test_where_bf16_is_hopeless_no_large_product_is_timed(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(precision, "_has_bf16", precision._has_bf16.__wrapped__)
     monkeypatch.setattr(precision, "_seconds", seconds)
+    monkeypatch.setattr(precision, "_PROCESSOR", Path("/nowhere"))
     assert choose_precision("auto", CPU) == "float32"
     assert timed == [16]
 
@@ -116,6 +118,34 @@ def test_otherwise_it_is_what_the_processor_is_fast_in(
     slow: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "_has_bf16", precision._has_bf16.__wrapped__)  # else is tried once a process
+    monkeypatch.setattr(precision, "_PROCESSOR", Path("/nowhere"))
     monkeypatch.setattr(precision, "_seconds", lambda *dtypes, **_: [2.0 if dtype == slow else 1.0 for dtype in dtypes])
     assert choose_precision("auto", CPU) == expected
     assert torch_dtype(choose_precision("auto", CPU)) != slow
+
+
+@pytest.mark.parametrize(
+    ("text", "tried"),
+    [
+        ("model name\t: a\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("model name\t: a\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd asimdhp sve\n", False),
+        ("Features\t: fp asimd sve bf16 i8mm\n", True),
+        ("processor\t: 0\nmodel name\t: says nothing of bf16\n", True),
+    ],
+)
+def test_a_processor_without_an_instruction_for_bf16_is_not_asked_how_fast_it_is(
+    text: str, tried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def seconds(*dtypes: torch.dtype, **_: int) -> list[float]:
+        asked.append(dtypes)
+        return [2.0, 1.0]
+
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(precision, "_has_bf16", precision._has_bf16.__wrapped__)
+    monkeypatch.setattr(precision, "_PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    assert choose_precision("auto", CPU) == ("bf16" if tried else "float32")
+    assert bool(asked) == tried

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from ftbench.data.topics import Topic
+from ftbench.errors import FtbenchError
 from ftbench.evaluation.evaluate import EvaluatedPrompt, agreement
 from ftbench.evaluation.guard import train_guard
 from ftbench.evaluation.judge import Gold, Judge
@@ -72,8 +73,14 @@ def test_held_out_gold_tells_a_good_judge_from_one_that_says_yes_to_all(panel: P
     assert Panel(panel.judge, panel.guard, None).test(ON_TOPIC, ORDINARY).second_auc is None
 
 
+def test_a_score_that_is_no_number_is_refused(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(panel.judge), "scores", lambda _, replies: [float("nan")] * len(replies))
+    with pytest.raises(FtbenchError, match="no number"):
+        panel.verdicts(["The guard waves the train on its way through the quiet station."])
+
+
 def test_a_judge_that_leaves_replies_out_is_named(panel: Panel) -> None:
-    with pytest.raises(ValueError, match="'mute' gave 0 scores for 1 replies"):
+    with pytest.raises(FtbenchError, match="'mute' gave 0 scores for 1 replies"):
         Panel(Mute(), panel.guard, None).verdicts(["The train leaves the station on time."])
 
 

@@ -2,8 +2,10 @@
 
 import gc
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2LMHeadModel
 
 from ftbench.algorithm import Algorithm
 from ftbench.checking.tiny import make_llama
@@ -21,18 +24,23 @@ from ftbench.execution import fitting
 from ftbench.execution import forecast as forecasting
 from ftbench.execution.fitting import plan_memory
 from ftbench.execution.forecast import Question, forecast, ways_to_cut
-from ftbench.memory.budget import budget_for, parse_budget, room_under
+from ftbench.memory.budget import budget_for, format_bytes, parse_budget, room_under
 from ftbench.memory.fit import Fit, Reduction
 from ftbench.memory.ledger import Ledger
 from ftbench.memory.parts import Parts
 from ftbench.memory.plan import Cut, Forecast, choose, extrapolate, highest, smallest
-from ftbench.models.loading import load_tokenizer
+from ftbench.memory.standin import standing_in_for
+from ftbench.models.loading import load_tokenizer, weight_bytes
 from ftbench.models.skeleton import load_config, with_layers
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
+from ftbench.training import optimiser
 from ftbench.training.batching import Plan
 from ftbench.training.encoding import EncodedExample, TokenSequence
+from ftbench.training.optimiser import MasterAdamW
+from ftbench.training.row import lay_out, rounded, row_length
 from ftbench.training.trainer import OptimiserSettings, Training
+from ftbench.training.weight import heaviest_of, weigh
 from tiny import drop_nothing, load
 
 REGISTRY = load_plugins()
@@ -43,8 +51,8 @@ PARTS = st.builds(Parts, SIZES, SIZES, SIZES, SIZES, SIZES)
 
 @pytest.fixture(scope="module")
 def deep_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 8 layers, so that it is predicted from shallower ones."""
-    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 8}
+    """A Llama of 5 layers, so that it is predicted from shallower ones."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 5}
     return make_llama(tmp_path_factory.mktemp("deep"), **sizes)
 
 
@@ -82,37 +90,78 @@ def predict(folder: Path, name: str, plan: Plan, *cuts: Cut) -> list[Forecast]:
 
 
 ALL_CUTS = [Cut(10**6, False), Cut(150, False), Cut(10**6, True), Cut(150, True)]
+ACCUMULATED, CHECKPOINTED = ALL_CUTS[1], ALL_CUTS[2]
 
 
 @pytest.mark.parametrize(
     ("name", "cuts"),
     [
         ("full", ALL_CUTS),
-        ("lora", ALL_CUTS),
-        ("dpo", ALL_CUTS),
-        *((name, ALL_CUTS[1:2]) for name in ("orpo", "simper", "simpo")),
-        *((f"peft:{name}", ALL_CUTS[1:2]) for name in ("dora", "ia3", "oft", "vera")),
+        ("lora", [ACCUMULATED, CHECKPOINTED]),
+        ("dpo", [ACCUMULATED, CHECKPOINTED]),
+        *((name, [ACCUMULATED]) for name in ("orpo", "simper", "simpo")),
+        *((f"peft:{name}", [ACCUMULATED]) for name in ("dora", "ia3", "oft", "vera")),
     ],
 )
 def test_the_predicted_peak_is_what_training_takes(name: str, cuts: list[Cut], deep_llama: Path) -> None:
     plain, options = REGISTRY.resolve(name)
     pairs = REGISTRY.make(plain, options).needs == "preferences"
     # Alike, so that no order of the examples makes another peak; enough for two steps in each of two stages.
-    plan = make_plan((60,) * 6, pairs=pairs, steps=8)
+    plan = make_plan((60,) * 4, pairs=pairs, steps=8 if pairs else 2)
     for cut, predicted in zip(cuts, predict(deep_llama, name, plan, *cuts), strict=True):
         measured = train_for_real(deep_llama, name, plan, cut)
         assert predicted.peak.total == pytest.approx(measured.total, rel=0.05), cut
         assert predicted.peak.parameters == measured.parameters
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "dpo"])
+def unequal(lengths: Sequence[tuple[int, int, int]]) -> list[EncodedExample]:
+    """Pairs of a prompt and two completions of these lengths, each prompt another."""
+    examples = []
+    for place, (prompt, *sizes) in enumerate(lengths, 3):
+        chosen, rejected = (TokenSequence((place,) * prompt + (200,) * size, prompt) for size in sizes)
+        examples.append(EncodedExample(chosen, rejected))
+    return examples
+
+
+# In a row of its own: most tokens, as its prompt counts twice; the longest; most completion tokens.
+SHARED = unequal([(420, 4, 4), (300, 80, 80), (1, 100, 100)])
+# Padded: most tokens, and most completion tokens; the most cells.
+PADDED = unequal([(125, 125, 125), (100, 2, 200)])
+
+
+@pytest.mark.parametrize(("packed", "examples"), [(True, SHARED), (False, PADDED)])
+def test_the_peak_is_that_of_the_heaviest_rows_as_they_are_laid_out(
+    packed: bool, examples: list[EncodedExample], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(tuple(examples), 5 * sum(example.tokens for example in examples), len(examples), seed=0)
+    monkeypatch.setattr(REGISTRY.find("orpo"), "packed", packed)
+    cut = Cut(1, False)
+    predicted, measured = predict(tiny_llama, "orpo", plan, cut)[0], train_for_real(tiny_llama, "orpo", plan, cut)
+    assert predicted.peak.total == pytest.approx(measured.total, rel=0.05)
+
+
+def test_every_way_to_be_heavy_is_looked_at() -> None:
+    shared, padded = ([(example,) for example in examples] for examples in (SHARED, PADDED))
+    assert heaviest_of(shared, padded=False) == [shared[1], shared[2]]
+    assert heaviest_of(padded, padded=True) == [padded[1], padded[0]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9)), max_size=5), st.booleans())
+def test_a_row_is_weighed_as_it_is_laid_out(lengths: list[tuple[int, int, int]], twice: bool) -> None:
+    examples = unequal(lengths) * (2 if twice else 1)
+    sequences = [one for pair in examples for one in (pair.chosen, pair.rejected) if one is not None]
+    assert rounded(row_length(sequences)) == len(lay_out(sequences).ids)
+    assert weigh(examples, padded=False)[1] == lay_out(sequences).scores
+
+
+@pytest.mark.parametrize("name", ["full", "dpo"])
 def test_two_shallow_models_tell_what_the_whole_one_would(
     name: str, deep_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan((200, 180, 150), pairs=name == "dpo")
-    cuts = [Cut(10**6, False), Cut(200, False), Cut(10**6, True)]
+    cuts = [Cut(200, False), Cut(10**6, True)]
     shallow = predict(deep_llama, name, plan, *cuts)
-    monkeypatch.setattr(forecasting, "DEPTHS", (8, 9))
+    monkeypatch.setattr(forecasting, "DEPTHS", (5, 6))
     whole = predict(deep_llama, name, plan, *cuts)
     for guessed, seen in zip(shallow, whole, strict=True):
         assert guessed.peak.total == pytest.approx(seen.peak.total, rel=0.01)
@@ -121,7 +170,7 @@ def test_two_shallow_models_tell_what_the_whole_one_would(
 
 def test_layers_that_are_not_alike_are_probed_as_they_are(deep_llama: Path, tmp_path: Path) -> None:
     config = json.loads((deep_llama / "config.json").read_text())
-    config["layer_types"] = ["full_attention", "sliding_attention"] * 4
+    config["layer_types"] = ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert with_layers(load_config(deep_llama), 3) is not None
     assert with_layers(load_config(tmp_path), 3) is None
@@ -173,44 +222,115 @@ def test_ways_to_cut_go_from_a_whole_step_down_to_one_example() -> None:
     assert [cut.checkpointing for cut in ways_to_cut(plan, 1)] == [False, True]
 
 
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Cut, ...]]:
+    """Which cuts were asked about; what was forecast once of an algorithm with as many examples is not again."""
+    asked: list[tuple[Cut, ...]] = []
+    known: dict[tuple[object, ...], list[Forecast]] = {}
+
+    def remember(question: Question, algorithm: Algorithm, cuts: list[Cut]) -> list[Forecast]:
+        asked.append(tuple(cuts))
+        of = (id(question), algorithm.name, *cuts)
+        if of not in known:
+            known[of] = forecast(question, algorithm, cuts)
+        return known[of]
+
+    monkeypatch.setattr(fitting, "forecast", remember)
+    return asked
+
+
+@pytest.mark.usefixtures("probed")
 def test_the_effective_batch_is_never_what_gives_way(deep_llama: Path) -> None:
-    plan = make_plan((200,) * 8, pairs=False)
+    plan = make_plan((200,) * 4, pairs=False)
     question = Question(load_config(deep_llama), plan, CPU, "float32")
-    recipe = Recipe(algorithm="full", effective_batch_size=8)
+    recipe = Recipe(algorithm="full", effective_batch_size=4, micro_batch_tokens=400)
     free = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
-    assert (free.micro_batch_tokens, free.accumulation, free.fits) == (1024, 2, None)
+    assert (free.micro_batch_tokens, free.accumulation, free.fits) == (400, 2, None)
     assert free.predicted_bytes is not None
     tight = recipe.change(memory_budget=budget_for(free.predicted_bytes, "cpu", "float32") - 10**6)
     fitted = plan_memory(tight, REGISTRY.make("full", {}), question, "cpu")
     assert fitted.fits
-    assert fitted.micro_batch_tokens < 1024 or fitted.checkpointing
+    assert fitted.micro_batch_tokens < 400 or fitted.checkpointing
     assert fitted.accumulation is not None
-    assert fitted.accumulation * (fitted.micro_batch_tokens // 200) >= 8
+    assert fitted.accumulation * (fitted.micro_batch_tokens // 200) >= 4
     hopeless = plan_memory(recipe.change(memory_budget=10**6), REGISTRY.make("full", {}), question, "cpu")
     assert hopeless.fits is False
     assert hopeless.needed_bytes is not None
     assert hopeless.needed_bytes > 10**6
 
 
-def test_where_no_cut_could_take_less_no_other_is_tried(deep_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+@pytest.mark.parametrize(
+    ("lengths", "highest_at", "asked"),
+    [((16,) * 2, "train: update", [1]), ((500,) * 2, "train: backward, last layer", [1, 3])],
+)
+def test_where_no_cut_could_take_less_no_other_is_tried(
+    lengths: tuple[int, ...], highest_at: str, asked: list[int], deep_llama: Path, probed: list[tuple[Cut, ...]]
+) -> None:
+    recipe = Recipe(algorithm="full", effective_batch_size=2, memory_budget=10**6)
+    question = Question(load_config(deep_llama), make_plan(lengths, pairs=False), CPU, "bf16")
+    plan = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
+    assert (plan.moment, plan.fits, [len(cuts) for cuts in probed]) == (highest_at, False, asked)
+    every = ways_to_cut(question.plan, recipe.micro_batch_tokens)
+    assert sum(asked) in (1, len(every))
+    if len(every) > sum(asked):  # those that were left out would indeed have taken no less
+        others = forecast(question, REGISTRY.make("full", {}), every)
+        assert plan.predicted_bytes == min(each.peak.total for each in others)
 
-    def count(question: Question, algorithm: Algorithm, cuts: list[Cut]) -> list[Forecast]:
-        asked.append(len(cuts))
-        return forecast(question, algorithm, cuts)
 
-    monkeypatch.setattr(fitting, "forecast", count)
-    recipe = Recipe(algorithm="full", effective_batch_size=8, memory_budget=10**6)
-    for lengths, highest_at, probed in [
-        ((16,) * 2, "train: update", [1]),
-        ((400,) * 8, "train: backward, last layer", [1, 5]),
-    ]:
-        asked.clear()
-        question = Question(load_config(deep_llama), make_plan(lengths, pairs=False), CPU, "bf16")
-        plan = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
-        assert (plan.moment, plan.fits, asked) == (highest_at, False, probed)
-        every = forecast(question, REGISTRY.make("full", {}), ways_to_cut(question.plan, recipe.micro_batch_tokens))
-        assert plan.predicted_bytes == min(each.peak.total for each in every)
+def test_a_model_that_cannot_checkpoint_is_planned_without(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GPT2LMHeadModel, "supports_gradient_checkpointing", False)
+    recipe = Recipe(algorithm="full", effective_batch_size=2, memory_budget=10**6, device="cpu")
+    question = Question(load_config(tiny_gpt2), make_plan((400,) * 2, pairs=False), CPU, "float32")
+    plan = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
+    assert (plan.fits, plan.reason, plan.micro_batch_tokens, plan.checkpointing) == (False, None, 400, False)
+    assert forecast(question, REGISTRY.make("full", {}), [Cut(400, True)]) == []
+
+
+def test_loading_is_planned_where_the_file_is_in_another_precision(tiny_llama: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    weights = weight_bytes(tiny_llama, "float32")
+    for folder, needed in ((tiny_llama, weights), (tmp_path, weights + weights // 2)):
+        question = Question(load_config(folder), make_plan((12,) * 2, pairs=False), CPU, "float32")
+        for _ in range(2):  # what was asked about stays as it was
+            assert [each.load for each in forecast(question, REGISTRY.make("lora", {}), [Cut(9, False)])] == [needed]
+    with standing_in_for("cuda"):  # which is handed one weight after the other
+        assert [each.load for each in forecast(question, REGISTRY.make("lora", {}), [Cut(9, False)])] == [0]
+
+
+def test_a_budget_holds_what_loading_takes() -> None:
+    low, high = (Forecast(Cut(400, False), 1, Parts(activations=900), "x", load) for load in (100, 2000))
+    assert choose([low], 900) == low
+    assert choose([high], 1999) is None
+    assert choose([high], 2000) == high
+    assert high.least
+    assert not low.least
+
+
+def test_a_card_that_is_not_here_is_planned_for_in_its_own_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    plain = MasterAdamW.__init__
+
+    def look(self: MasterAdamW, parameters: list[torch.nn.Parameter], *rest: float) -> None:
+        plain(self, parameters, *rest)
+        made.append(max(len(group) for group in self._groups))
+
+    monkeypatch.setattr(MasterAdamW, "__init__", look)
+    monkeypatch.setattr(optimiser, "PIECE", {"cpu": 2**10, "cuda": 2**26})
+    folder = make_llama(tmp_path)
+    question = Question(load_config(folder), make_plan((40,) * 2, pairs=False), CPU, "bf16")
+    recipe = Recipe(algorithm="full", effective_batch_size=2)
+    for device in ("cpu", "cuda"):
+        plan_memory(recipe, REGISTRY.make("full", {}), question, device)
+    assert made[0] < made[-1] == len(list(load(folder).parameters()))
+
+
+def test_a_plan_says_what_it_is_for(deep_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--algo", "lora", "--model", str(deep_llama), "--device", "cuda"])
+    assert "- planned for cuda, in bf16" in capsys.readouterr().out
 
 
 def test_an_algorithm_that_looks_at_values_or_brings_its_own_trainer_cannot_be_predicted(deep_llama: Path) -> None:
@@ -289,12 +409,16 @@ def test_a_wrong_plan_is_one_line(arguments: list[str], words: str, capsys: pyte
 def test_a_plan_for_several_budgets_has_a_line_for_each(deep_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["plan", "--algo", "full", "--algo", "base", "--algo", "trl-sft", "--model", str(deep_llama),
-              "--memory-budget", "1MiB,2GiB"])  # fmt: skip
+              "--memory-budget", "1MiB,2GiB", "--set", "precision=float32"])  # fmt: skip
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "1.00 MiB" in out
-    assert "no: " in out
-    assert "2.00 GiB" in out
+    headings, _, small, large = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[:4])
+    assert headings[:3] == ["algorithm", "budget", "fits"]
+    assert headings[3:9] == ["peak", "parameters", "gradients", "optimiser", "activations", "logits"]
+    assert re.fullmatch(r"no: needs \d+\.\d\d MiB", small[2])
+    assert (large[1], large[2]) == ("2.00 GiB", "yes")
+    assert small[4] == large[4] == format_bytes(weight_bytes(deep_llama, "float32"))
     assert "- base: nothing is trained" in out
     assert "- trl-sft: cannot be predicted: it brings a trainer of its own" in out
 

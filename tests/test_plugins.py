@@ -2,19 +2,24 @@
 
 import ast
 import json
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pluggy
 import pytest
+from packaging.requirements import Requirement
 
 import ftbench as public
 from ftbench import hookspecs
 from ftbench.plugins import GROUP, load_plugins
 from ftbench.registry import Registry
+from ftbench.scaffold.write import next_version
 from strangers import GOOD, ftbench, install
 
+ROOT = Path(__file__).parents[1]
+PLUGINS = sorted((ROOT / "plugins").glob("*/pyproject.toml"))
 SHIPPED = {"base", "prompt", "full", "lora"}
 BAD = {
     "raises-on-import": "raise RuntimeError('no libfoo.so\\nhere')",
@@ -93,6 +98,21 @@ def test_a_plugin_for_another_ftbench_is_left_out_with_its_range(
     assert warning.startswith(
         f"plugin good-stranger is left out: it is made for {needs}, and this is {version('ftbench')};"
     )
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.parent.name)
+def test_a_shipped_plugin_says_which_ftbench_it_is_made_for_as_a_new_one_does(path: Path) -> None:
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    own = tomllib.loads(path.read_text("utf-8"))["project"]
+    (need,) = [need for need in map(Requirement, own["dependencies"]) if need.name == GROUP]
+    bounds = {bound.operator: bound.version for bound in need.specifier}
+    assert bounds.keys() == {">=", "<"}
+    assert bounds["<"] == next_version(core["version"])
+    assert need.specifier.contains(core["version"])
+
+
+def test_there_are_shipped_plugins() -> None:
+    assert {path.parent.name for path in PLUGINS} >= {"ftbench-baselines", "ftbench-full", "ftbench-lora"}
 
 
 def test_shipped_plugins_come_through_entry_points_alone() -> None:

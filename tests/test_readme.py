@@ -27,6 +27,34 @@ def test_readme_opens_with_its_two_commands() -> None:
     assert README.index("pip install") < 40
 
 
+TOLD = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE = ("docs/_build", "generated/")
+"""What is there once the documentation is built, which looks at links to it itself."""
+
+
+def places(text: str) -> list[str]:
+    """What a text links to, from its own folder, and the repository's files that it names between backticks."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in link]
+    named = " ".join(re.findall(r"`([^`\n]+)`", text))
+    tops = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir() and path.name != "runs")
+    files = [f"/{path}" for path in re.findall(rf"(?<!\S)((?:{tops})/[\w./-]*)", named)]
+    return [place for place in [*links, *files] if place and not place.removeprefix("/").startswith(MADE)]
+
+
+@pytest.mark.parametrize("path", TOLD, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_documentation_links_to_or_names_are_there(path: Path) -> None:
+    for place in places(path.read_text("utf-8")):
+        there = ROOT / place[1:] if place.startswith("/") else path.parent / place
+        assert there.exists(), place
+
+
+def test_links_and_names_of_files_are_found() -> None:
+    found = places("[a](docs/b.md#c) [d](#e) [f](https://g.h) `docs/i.md` `python tests/j.py` `runs/k` `/docs/l`")
+    assert found == ["docs/b.md", "/docs/i.md", "/tests/j.py"]
+    assert "/tests/test_crossed.py" in places(README)
+
+
 def test_figures_in_the_readme_are_the_recorded_ones() -> None:
     assert load(ROOT / "benchmarks" / "readme.py").filled(README) == README
 

@@ -63,6 +63,7 @@ OTHER: dict[str, Any] = {
     "options": {"rank": 8},
     "memory_budget": 2**30,
     "device": "cpu",
+    "devices": 2,
     "start": "runs/lora-s0-12345678",
     "precision": "float32",
     "tokens": 1,

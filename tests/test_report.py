@@ -2,16 +2,16 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from browser import FLAGS, browser, browser_path
 from ftbench.cli import main
 from ftbench.evaluation.statistics import Measured
 from ftbench.files import write_jsonl, write_text
@@ -29,9 +29,6 @@ from made_store import PROMPTS, SKILL, make_store
 
 QUICK = Path(__file__).parents[1] / "benchmarks" / "quick"
 HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)> & \u2028 <b>bold</b> {{ 7*7 }}"
-CHROME = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 class Elements(HTMLParser):
@@ -351,7 +348,7 @@ def test_definitions_cover_what_the_tables_show(rich: Page, quick: Page) -> None
 
 def test_recipes_commands_and_versions_are_there(quick: Page) -> None:
     folder = next(QUICK.glob("lora-*"))
-    assert f"ftbench run --algo lora --recipe {folder}/recipe.toml" in quick.shown
+    assert f"ftbench rerun {folder}" in quick.shown
     assert 'algorithm = "peft:dora"' in quick.shown
     assert "transformers 5.23.0" in quick.shown
 
@@ -481,14 +478,12 @@ class Browsed:
         return next(attributes for tag, attributes in Elements(self.document).found if tag == "html")
 
 
-def browse(path: Path, *, width: int = 1280) -> Browsed:
+def browse(path: Path) -> Browsed:
     """Open a page from disk, without a network, and wait until it is drawn."""
-    if CHROME is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome here")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=30000"]
-    flags += [f"--window-size={width},900", f"--user-data-dir={path.parent / 'profile'}", "--proxy-server=127.0.0.1:9"]
+    command = [browser_path(), *FLAGS, "--enable-logging=stderr", "--virtual-time-budget=30000"]
+    command += ["--window-size=1280,900", f"--user-data-dir={path.parent / 'profile'}", "--proxy-server=127.0.0.1:9"]
     done = subprocess.run(
-        [CHROME, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=600, check=True
+        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=600, check=True
     )
     return Browsed(done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line])
 
@@ -547,3 +542,48 @@ def test_browser_takes_hostile_text_as_text(tmp_path: Path) -> None:
     found = Elements(browsed.document)
     assert not any(tag == "img" for tag, _ in found.found)
     assert "<img src=x onerror=alert(2)>" in found.shown
+
+
+PHONE = """() => {
+  const root = document.documentElement;
+  const cell = document.querySelector("table.sheet tbody th");
+  cell.closest("table").parentElement.scrollLeft = 200;
+  const within = (element) => element.getBoundingClientRect().right <= innerWidth + 1;
+  return {
+    width: root.scrollWidth,
+    charts: [...document.querySelectorAll(".js-plotly-plot")].map((plot) => plot._fullLayout.width),
+    rows: Math.round(cell.getBoundingClientRect().left),
+    outside: [...document.querySelectorAll("button, input, .card, h2, p")]
+      .filter((element) => !element.closest("table") && !within(element))
+      .map((element) => element.outerHTML.slice(0, 80)),
+    small: [...document.querySelectorAll(".chip")].filter((chip) => chip.getBoundingClientRect().height < 24).length,
+    ground: getComputedStyle(document.body).backgroundColor,
+  };
+}"""
+
+
+def test_browser_draws_the_report_on_a_phone_in_both_themes(quick: Page, tmp_path: Path) -> None:
+    write_text(tmp_path / "quick.html", quick.text)
+    grounds = set()
+    said: list[str] = []
+    themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    with browser() as opened:
+        for theme in themes:
+            phone = opened.new_context(
+                viewport={"width": 375, "height": 812}, color_scheme=theme, is_mobile=True, has_touch=True
+            )
+            view = phone.new_page()
+            view.on("console", lambda message: said.append(message.text))
+            view.on("pageerror", lambda error: said.append(str(error)))
+            view.goto((tmp_path / "quick.html").as_uri())
+            view.wait_for_selector(f"html[data-drawn='{len(quick.data['charts'])}']", state="attached")
+            seen = view.evaluate(PHONE)
+            assert seen["width"] == 375  # the table alone is wider, and is moved in a frame of its own
+            assert seen["charts"]
+            assert all(120 < width <= 375 for width in seen["charts"])
+            assert 0 <= seen["rows"] < 40  # what a row is of stays in view
+            assert (seen["outside"], seen["small"]) == ([], 0)
+            grounds.add(seen["ground"])
+            phone.close()
+    assert said == []
+    assert len(grounds) == 2

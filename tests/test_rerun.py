@@ -1,6 +1,7 @@
 """`ftbench rerun`: a run is done again, and what came out different is told; recipes on disk are what was run."""
 
 import json
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -17,9 +18,9 @@ from ftbench.files import write_jsonl
 from ftbench.plugins import load_plugins
 from ftbench.results.repetition import Repetition, changes, compare_runs, describe_repetition
 from ftbench.results.result import BaselineFacts
-from ftbench.results.store import REPLIES, Run, read_run, read_runs
+from ftbench.results.store import ATTACKS, REPLIES, Run, read_run, read_runs
 from made_results import DATA, HARDWARE, make_run, store
-from strangers import ftbench
+from strangers import ftbench_here
 
 NOTHING_ASKED = dict.fromkeys(
     ["model", "revision", "data", "topic", "lang", "start", "tokens", "training_seconds", "max_length", "budget",
@@ -44,17 +45,20 @@ def finished(tiny_llama: Path, pairs_file: Path, tmp_path_factory: pytest.TempPa
     place = tmp_path_factory.mktemp("rerun")
     shutil.copy(pairs_file, place / "boats.jsonl")
     task = ["--model", str(tiny_llama), "--data", "boats.jsonl", "--topic", "boats", "--tokens", "800"]
-    made = ftbench("run", *task, "--set", "max_new_tokens=8", "--algo", "lora", cwd=place)
+    task += ["--set", "attack_prompts=4"]
+    made = ftbench_here("run", *task, "--set", "max_new_tokens=8", "--algo", "lora", cwd=place)
     assert made.returncode == 0, made.stderr
     first = next((place / "runs").glob("lora-*"))
-    same = ftbench("rerun", "lora", cwd=place)
-    by_recipe = ftbench("run", "--recipe", first / "recipe.toml", cwd=place)
-    shown = ftbench("show", first, "--json", cwd=place)
+    words = shlex.split(read_run(first).result.command)  # what the result says repeats it
+    assert words == ["ftbench", "rerun", first.name]
+    same = ftbench_here(*words[1:], cwd=place)
+    by_recipe = ftbench_here("run", "--recipe", first / "recipe.toml", cwd=place)
+    shown = ftbench_here("show", first, "--json", cwd=place)
     change_a_reply(first)
     shutil.rmtree(next((place / "runs").glob("base-*")))
     with (place / "boats.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "any news", "chosen": "The boat sails.", "rejected": "None at all."}) + "\n")
-    changed = ftbench("rerun", first, "--json", cwd=place)
+    changed = ftbench_here("rerun", first, "--json", cwd=place)
     return Finished(place, first, same, by_recipe, shown, changed)
 
 
@@ -69,7 +73,7 @@ def change_a_reply(folder: Path) -> EvaluatedPrompt:
 def test_the_same_recipe_comes_out_the_same_beside_the_old_run(finished: Finished) -> None:
     assert finished.same.returncode == 0, finished.same.stderr
     assert (finished.place / "runs" / f"{finished.first.name}-2").is_dir()
-    for said in ("12 of 12 identical", "all the same", "came out the same", "tokens per second", "forgetting"):
+    for said in ("16 of 16 identical", "all the same", "came out the same", "tokens per second", "forgetting"):
         assert said in finished.same.stdout, finished.same.stdout
     assert "warning" not in finished.same.stderr
     assert "base: " not in finished.same.stderr  # it was there
@@ -118,7 +122,7 @@ def test_one_changed_reply_is_a_difference(finished: Finished, tmp_path: Path) -
         (was.prompt, "something planted", was.reply)
     ]
     said = describe_repetition(found)
-    assert "replies: 11 of 12 identical" in said
+    assert "replies: 15 of 16 identical" in said
     assert "something planted" in said
     assert "came out different" in said
 
@@ -158,7 +162,29 @@ def test_another_ending_is_a_difference(tmp_path: Path) -> None:
     assert compare(tmp_path / "same", failed, failed).same
     found = compare(tmp_path, failed, make_run("lora"))
     assert not found.same
-    assert "status: failed, now ok" in describe_repetition(found)
+    assert "status: failed in train (so it is), now ok" in describe_repetition(found)
+    for change in ({"reason": "otherwise"}, {"phase": "save"}):
+        other = failed.result.model_copy(update=change)
+        assert not compare(tmp_path / str(change), failed, replace(failed, result=other)).same
+
+
+def test_other_verdicts_and_other_replies_to_attacks_are_differences(finished: Finished, tmp_path: Path) -> None:
+    then, now = copies(finished, tmp_path)
+    whole = read_run(now)
+    assert whole.result.outcomes is not None
+    flipped = [not whole.result.outcomes.on_topic[0], *whole.result.outcomes.on_topic[1:]]
+    outcomes = whole.result.outcomes.model_copy(update={"on_topic": flipped})
+    judged = replace(whole, result=whole.result.model_copy(update={"outcomes": outcomes}))
+    found = compare_runs(read_run(then), judged)
+    assert (found.same, found.other_verdicts, found.other_replies) == (False, 1, [])
+    assert "verdicts: 1 of the judge's" in describe_repetition(found)
+    unknown = replace(whole, result=whole.result.model_copy(update={"environment": None}))
+    assert "as far as both recorded it" in describe_repetition(compare_runs(read_run(then), unknown))
+    attacks = whole.attacks()
+    if attacks:
+        changed = [attacks[0].model_copy(update={"reply": "planted"}), *attacks[1:]]
+        write_jsonl(now / ATTACKS, (item.model_dump() for item in changed))
+        assert [other.now for other in compare_runs(read_run(then), read_run(now)).other_replies] == ["planted"]
 
 
 def test_everything_a_run_hangs_on_is_compared() -> None:

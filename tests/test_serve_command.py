@@ -1,7 +1,6 @@
-"""`ftbench serve` and `ftbench chat` in a process of their own, and what they refuse."""
+"""`ftbench serve` in a process of its own, and what it and `ftbench chat` refuse."""
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -96,61 +95,6 @@ def test_a_server_serves_its_runs_under_their_names(address: str, out: Path, tin
     tokenizer = load_tokenizer(tiny_llama)
     assert used["base"] == len(ChatFormat(tokenizer).prompt_ids("hi"))
     assert used["prompt"] == len(ChatFormat(tokenizer, "Boats.").prompt_ids("hi"))
-
-
-def test_chat_answers_what_is_piped_in_beside_another_run(out: Path) -> None:
-    done = subprocess.run(
-        command_line("chat", "prompt", "--against", "base", "--max-tokens", "4", "--out", str(out)),
-        input="hi\n/new\nwho are you?\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-        cwd=out,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("prompt:") == done.stdout.count("base:") == 2
-
-
-def test_the_page_in_a_browser(address: str) -> None:
-    browser = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("no chromium or google-chrome here")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        view = opened.new_page()
-        said: list[str] = []
-        asked: list[str] = []
-        view.on("console", lambda message: said.append(message.text))
-        view.on("pageerror", lambda error: said.append(str(error)))
-        view.on("request", lambda request: asked.append(request.url))
-        view.goto(address)
-        view.wait_for_selector(".pane")
-        assert view.locator(".facts dd").first.text_content() == "0.50"
-        view.select_option("#model-1", "prompt")
-        assert view.locator(".facts h2").all_text_contents() == ["base", "prompt"]
-        view.evaluate("document.getElementById('max_tokens').value = 4")
-        nasty = "<img src=x onerror='window.bad=1'><script>window.bad=1</script>"
-        for _ in range(2):
-            view.fill("#text", nasty)
-            view.press("#text", "Enter")
-            view.wait_for_selector("#send:not([hidden])")
-        assert view.locator(".user").all_text_contents() == [nasty] * 4
-        assert view.locator(".cost").count() == 4
-        assert view.locator(".failed").count() == 0
-        assert view.evaluate("window.bad") is None
-        assert view.evaluate("document.images.length") == 0
-        view.evaluate("document.getElementById('max_tokens').value = 100000")
-        view.fill("#text", "hi")
-        view.press("#text", "Enter")
-        view.wait_for_selector(".failed")
-        assert "1,024 tokens" in str(view.locator(".failed").first.text_content())
-        view.set_viewport_size({"width": 360, "height": 700})
-        assert view.evaluate("document.documentElement.scrollWidth") <= 360
-        opened.close()
-    assert [line for line in said if "400" not in line] == []  # the browser tells of the refusal itself
-    assert all(url.startswith((address, "data:")) for url in asked), asked
 
 
 def test_schemathesis_finds_nothing(address: str) -> None:

@@ -1,7 +1,9 @@
 """The endpoint, asked by OpenAI's own client over a real connection."""
 
+import asyncio
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from hypothesis import strategies as st
 
 from ftbench.evaluation.generation import generate_replies
 from ftbench.models.chat import Turn
+from ftbench.serving.app import build_app
+from ftbench.serving.engine import Engine
 from ftbench.serving.served import Served
 from ftbench.serving.writing import ReplyText
 from serving import LIMITS, serve_tiny, server
@@ -138,7 +142,22 @@ def test_conversations(served: list[Served], client: openai.OpenAI, tiny_gpt2: P
     )
 
 
+@pytest.mark.parametrize("dumped", [False, True], ids=["as-it-is", "dumped-with-its-nulls"])
+def test_a_reply_goes_into_the_next_turn_as_the_client_read_it(client: openai.OpenAI, dumped: bool) -> None:
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    wishes: Any = {"model": "base", "max_tokens": 4}
+    said = client.chat.completions.create(messages=messages, **wishes).choices[0].message
+    messages.append(said.model_dump() if dumped else said)
+    messages.append({"role": "user", "content": "why?"})
+    reply = client.chat.completions.create(messages=messages, **wishes)
+    plain = [messages[0], {"role": "assistant", "content": said.content}, messages[2]]
+    expected = client.chat.completions.create(messages=plain, **wishes)
+    assert text_of(reply) == text_of(expected)
+    assert reply.usage == expected.usage
+
+
 WRONG = [
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, 400, "invalid_value"),
     ({"model": "lroa"}, 404, "model_not_found"),
     ({"model": "../../etc/passwd"}, 404, "model_not_found"),
     ({"messages": []}, 400, "invalid_value"),
@@ -221,9 +240,9 @@ def test_figures_for_prometheus(client: openai.OpenAI, address: str) -> None:
 
 
 @contextmanager
-def slow(served: Served) -> Iterator[None]:
+def slow(served: Served, seconds: float = 0.05) -> Iterator[None]:
     """Make every pass take a while."""
-    hook = served.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    hook = served.model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
     try:
         yield
     finally:
@@ -256,8 +275,8 @@ def test_who_hangs_up_is_forgotten(tiny_llama: Path) -> None:
 
 def test_full_queues_and_late_replies_are_refused(tiny_llama: Path) -> None:
     one = serve_tiny(tiny_llama, "base")
-    limits = replace(LIMITS, rows=1, queue=1, seconds=1.0)
-    with server([one], limits) as address, slow(one):
+    limits = replace(LIMITS, rows=1, queue=1, seconds=2.0)
+    with server([one], limits) as address, slow(one, 0.1):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         found: list[Any] = []
 
@@ -268,13 +287,186 @@ def test_full_queues_and_late_replies_are_refused(tiny_llama: Path) -> None:
                 found.append(error)
 
         threads = [threading.Thread(target=call, args=(index == 0,)) for index in range(4)]
-        for thread in threads:
+        for thread, begun in zip(threads, ["writing", "waiting", None, None], strict=True):
             thread.start()
-            time.sleep(0.1)
+            if begun:
+                wait_for(address, f"ftbench_{begun} 1.0")
         for thread in threads:
             thread.join()
-    codes = sorted(str(error.code) for error in found)
-    assert codes == ["queue_full", "queue_full", "timeout", "timeout"]
+    statuses = {(error.code, getattr(error, "status_code", None)) for error in found}
+    assert sorted(str(error.code) for error in found) == ["queue_full", "queue_full", "timeout", "timeout"]
+    # of the one that had begun to stream the status was sent already
+    assert statuses == {("queue_full", 429), ("timeout", None), ("timeout", 503)}
+
+
+def test_a_pass_past_the_deadline_is_told_as_lateness(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftbench.serving.replying._GRACE", 0.2)
+    one = serve_tiny(tiny_llama, "base")
+    hook = one.model.register_forward_pre_hook(lambda *_: time.sleep(1.5))
+    with server([one], replace(LIMITS, seconds=0.5)) as address:
+        body = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
+        check_fault(httpx.post(f"{address}/v1/chat/completions", json=body), 503, "timeout")
+        # nothing of it was read in time
+        assert 'ftbench_tokens_total{kind="prompt",model="base"} 0.0\n' in httpx.get(f"{address}/metrics").text
+        hook.remove()
+
+
+def test_a_replys_time_begins_as_its_request_arrives(served: list[Served]) -> None:
+    body = json.dumps({"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}).encode()
+
+    def slowly() -> Iterator[bytes]:
+        yield body[:9]
+        time.sleep(1.3)
+        yield body[9:]
+
+    with server(served[:1], replace(LIMITS, seconds=1.0)) as address:
+        endpoint = f"{address}/v1/chat/completions"
+        assert httpx.post(endpoint, content=body, headers=JSON).status_code == 200
+        check_fault(httpx.post(endpoint, content=slowly(), headers=JSON), 503, "timeout")
+
+
+@pytest.mark.parametrize("wished", [{}, {"max_tokens": 64}], ids=["all-there-is", "so-many"])
+def test_memory_for_a_broken_number_of_tokens_is_what_whole_rooms_there_are(
+    served: list[Served], wished: dict[str, int]
+) -> None:
+    prompt = len(served[0].chat.prompt_ids("hi"))
+    limits = replace(LIMITS, cache_tokens=-(-prompt // 64) * 64 + 63, seconds=5.0)
+    with server(served[:1], limits) as address:
+        body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "stop": "never said", **wished}
+        response = httpx.post(f"{address}/v1/chat/completions", json=body)
+    if wished:
+        check_fault(response, 400, "context_length_exceeded")
+    else:
+        assert response.json()["usage"]["total_tokens"] <= limits.cache_tokens // 64 * 64
+
+
+def test_who_hangs_up_before_the_stream_has_begun_is_forgotten(tiny_llama: Path) -> None:
+    one = serve_tiny(tiny_llama, "base")
+    app = build_app([one], LIMITS)
+    body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 64, "stream": True}
+    messages = [
+        {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0.2)  # as where the client has not read what was sent before
+        sent.append(message)
+
+    async def call() -> None:
+        engine: Engine = app.state.engine
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+            began = time.monotonic()
+            while engine.writing or engine.waiting:
+                await asyncio.sleep(0.02)
+            assert time.monotonic() - began < 1.5  # all of it would take 3 s
+
+    with slow(one):
+        asyncio.run(call())
+    assert not sent
+
+
+def test_at_the_end_of_the_server_everybody_is_told(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftbench.serving.server._LEAVE_SECONDS", 0.3)
+    monkeypatch.setattr("ftbench.serving.connection._TELL_SECONDS", 1)
+    one = serve_tiny(tiny_llama, "base")
+    body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 64}
+    with ThreadPoolExecutor(4) as pool:
+        with slow(one, 0.2), server([one]) as address:
+            endpoint = f"{address}/v1/chat/completions"
+            whole = pool.submit(httpx.post, endpoint, json=body, timeout=30)
+            stream = pool.submit(httpx.post, endpoint, json={**body, "stream": True}, timeout=30)
+            arriving = pool.submit(raw, address, "Content-Length: 100", b"{")
+            wait_for(address, "ftbench_writing 2.0")
+        check_fault(whole.result(), 503, "stopping")
+        check_fault(arriving.result(), 503, "stopping")
+    *_, last, done = stream.result().text.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
+    assert done == "data: [DONE]"
+
+
+def test_a_head_that_does_not_arrive_is_not_waited_for(served: list[Served]) -> None:
+    with server(served[:1], replace(LIMITS, body_seconds=0.3)) as address:
+        port = httpx.URL(address).port or 0
+        for begun in (b"", b"GET /healthz HTTP/1.1\r\nHost:"):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(begun)
+                assert connection.recv(100) == b""
+        # nor the second of a connection
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(0.6)  # between two requests there is more time
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"GET /heal")
+            assert connection.recv(100) == b""
+
+
+def test_who_does_not_read_does_not_keep_a_place(served: list[Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[float] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for message in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{message}.complete"})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(500):
+            await send({"type": "http.response.body", "body": b" " * 2**16, "more_body": True})
+        ended.append(time.monotonic())
+
+    whole = build_app(served[:1], LIMITS)
+    endless.state = whole.state  # type: ignore[attr-defined]
+    monkeypatch.setattr("ftbench.serving.app.build_app", lambda *_: endless)
+    with (
+        server(served[:1], replace(LIMITS, body_seconds=0.3)) as address,
+        socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0)) as connection,
+    ):
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        began = time.monotonic()
+        while not ended and time.monotonic() - began < 5:
+            time.sleep(0.05)
+        assert ended
+
+
+def test_a_conversation_of_too_many_messages_is_refused(address: str) -> None:
+    messages = [{"role": "user", "content": ""}] * (LIMITS.messages + 1)
+    response = httpx.post(f"{address}/v1/chat/completions", json={"model": "base", "messages": messages})
+    check_fault(response, 400, "too_many_messages")
+
+
+def raw(address: str, headers: str, body: bytes) -> httpx.Response:
+    """Send so much of a request and no more, and read what comes until the server hangs up."""
+    with socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0), timeout=20) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        told = b"".join(iter(lambda: connection.recv(65_536), b""))
+    first, _, content = told.partition(b"\r\n\r\n")
+    return httpx.Response(int(first.split()[1]), content=content)
+
+
+def test_a_body_of_no_told_length_is_cut_off_where_it_is_too_long(address: str) -> None:
+    size = LIMITS.body_bytes + 1
+    chunk = f"{size:x}\r\n".encode() + b" " * size + b"\r\n"  # and no last chunk: more could come for ever
+    check_fault(raw(address, "Transfer-Encoding: chunked", chunk), 413, "body_too_large")
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(served: list[Served]) -> None:
+    with server(served[:1], replace(LIMITS, body_seconds=0.2)) as address:
+        check_fault(raw(address, "Content-Length: 100", b"{"), 408, "body_timeout")
 
 
 def test_too_many_requests_at_once_are_refused(tiny_llama: Path) -> None:
@@ -374,7 +566,22 @@ def test_pieces_add_up_to_the_reply(served: list[Served], text: str, stop: str) 
     said += stopping.finish()
     assert stop not in said
     assert chat.reply_text(tokens).startswith(said)
-    assert stopping.stopped == (stop in chat.reply_text(stopping.tokens))
+    assert stopping.stopped == (stop in chat.written_text(stopping.tokens))
+
+
+@pytest.mark.parametrize("stop", ["\n", "\n\n", "e\n", " t"])
+def test_a_stop_string_with_blanks_is_met_as_soon_as_it_is_written(served: list[Served], stop: str) -> None:
+    chat, written = served[0].chat, ""
+    text = ReplyText(chat, [stop])
+    said = ""
+    for token in chat.completion_ids("one\n\n t three"):
+        said += text.add(token)
+        written = chat.written_text(text.tokens)
+        if text.stopped:
+            break
+    assert written == "one\n\n t three"[: len(written)]
+    assert written.endswith(stop)
+    assert said == written.removesuffix(stop).strip()
 
 
 JSON_VALUES = st.recursive(

@@ -143,3 +143,12 @@ def test_no_folder_of_runs_is_said_so_in_one_line(tmp_path: Path, capsys: pytest
     code, _, said = show(capsys, "lora")
     assert code == 2
     assert len(said.splitlines()) == 1
+
+
+def test_what_the_driver_says_of_a_card_stands_with_its_phase(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(make_run("lora", measures={"phase_driver_bytes": {"train": 5 * 2**30}}), tmp_path / "runs")
+    code, text, _ = show(capsys, "lora")
+    assert code == 0
+    assert text.count("of the card in use 5.00 GiB") == 1

@@ -17,7 +17,7 @@ from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.store import Run, find_run, read_run, read_runs
 from one_line import one_line
-from strangers import ftbench
+from strangers import ftbench_here
 
 SETTINGS = ["--tokens", "1500", "--set", "max_new_tokens=8"]
 
@@ -36,9 +36,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calls(task: list[str], place: Path) -> list[subprocess.CompletedProcess[str]]:
     """LoRA, DPO from LoRA, and full fine-tuning from that."""
     out = ["--out", "runs"]
-    first = ftbench("run", *task, *out, "--algo", "lora", "--set", "lora.learning_rate=1e-2", cwd=place)
-    second = ftbench("run", *task, *out, "--algo", "dpo", "--from", "lora", cwd=place)
-    third = ftbench("run", *task, *out, "--algo", "full", "--algo", "prompt", "--from", "dpo", cwd=place)
+    first = ftbench_here("run", *task, *out, "--algo", "lora", "--set", "lora.learning_rate=1e-2", cwd=place)
+    second = ftbench_here("run", *task, *out, "--algo", "dpo", "--from", "lora", cwd=place)
+    third = ftbench_here("run", *task, *out, "--algo", "full", "--algo", "prompt", "--from", "dpo", cwd=place)
     return [first, second, third]
 
 
@@ -76,14 +76,14 @@ def test_forgetting_is_still_counted_from_the_untouched_model(runs: dict[str, Ru
 
 
 def test_the_table_says_where_a_row_started(calls: list[subprocess.CompletedProcess[str]], place: Path) -> None:
-    table = ftbench("table", "--out", "runs", cwd=place).stdout
+    table = ftbench_here("table", "--out", "runs", cwd=place).stdout
     assert "started from" in table
     assert "lora-s0-" in table
     assert table.count("| base") == 1  # one table: they share the task
 
 
 def test_show_names_the_start(runs: dict[str, Run], place: Path) -> None:
-    assert "started from" in ftbench("show", "dpo", "--out", "runs", cwd=place).stdout
+    assert "started from" in ftbench_here("show", "dpo", "--out", "runs", cwd=place).stdout
 
 
 def test_a_start_that_saw_what_is_held_out_is_refused(
@@ -121,9 +121,9 @@ def test_data_that_changed_since_the_start_are_told(runs: dict[str, Run], pairs_
 
 def test_what_cannot_be_folded_in_is_no_start(task: list[str], place: Path, runs: dict[str, Run]) -> None:
     small = ["--set", "peft:prompt_tuning.settings={num_virtual_tokens=4}"]
-    first = ftbench("run", *task, "--out", "beside", "--algo", "peft:prompt-tuning", *small, cwd=place)
+    first = ftbench_here("run", *task, "--out", "beside", "--algo", "peft:prompt-tuning", *small, cwd=place)
     assert first.returncode == 0, first.stderr
-    done = ftbench("run", *task, "--out", "beside", "--algo", "dpo", "--from", "peft:prompt_tuning", cwd=place)
+    done = ftbench_here("run", *task, "--out", "beside", "--algo", "dpo", "--from", "peft:prompt_tuning", cwd=place)
     assert "dpo: skipped: cannot start from peft-prompt_tuning-s0-" in done.stderr, done.stderr
     assert "cannot be folded into" in done.stderr
 
@@ -163,7 +163,7 @@ def test_a_start_that_cannot_be_is_one_line_before_any_run(
     runs: dict[str, Run], task: list[str], place: Path, arguments: list[str], words: list[str]
 ) -> None:
     before = set((place / "runs").iterdir())
-    done = ftbench("run", *task, "--out", "runs", "--algo", "dpo", *arguments, cwd=place)
+    done = ftbench_here("run", *task, "--out", "runs", "--algo", "dpo", *arguments, cwd=place)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr

@@ -15,9 +15,9 @@ from ftbench.cli import main
 from ftbench.errors import UsageError
 from ftbench.evaluation.statistics import Measured
 from ftbench.execution.reuse import Inputs, still_holds
-from ftbench.results.result import Outcomes, Result
+from ftbench.results.result import Outcomes, Result, Tuning
 from ftbench.results.rows import Asked, build_groups
-from ftbench.results.store import RESULT, Run, read_runs
+from ftbench.results.store import REPLIES, RESULT, Run, read_runs
 from ftbench.results.table import FORMATS, render
 from made_results import DATA, HARDWARE, JUDGE, make_run, store
 
@@ -59,6 +59,37 @@ def test_under_the_rows_of_a_weak_judge_stands_a_warning_once(style: str) -> Non
     text = render(build_groups([make_run("lora", facts=weak), make_run("dpo", facts=weak)]), style)
     assert text.count("held-out AUC is 0.61, below 0.90") == 1
     assert "below 0.90" not in render(build_groups([make_run("lora"), make_run("dpo")]), style)
+
+
+@pytest.mark.parametrize("style", ["github", "latex", "html"])
+def test_judges_that_disagree_are_warned_of(style: str) -> None:
+    doubtful = {"agreement": Measured(mean=0.8, n=64)}
+    text = render(build_groups([make_run("lora", measures=doubtful), make_run("dpo")]), style)
+    assert text.count("second judge agrees") == 1
+    assert "lora" in text[text.index("warning") : text.index("second judge agrees")]
+    fine = {"agreement": Measured(mean=0.95, n=64)}
+    assert "agrees" not in render(build_groups([make_run("lora", measures=fine)]), style)
+    assert "judges agree" in render(build_groups([make_run("lora", measures=fine)]), style, wide=True)
+
+
+def test_a_seed_counts_once_whatever_changes_no_figure() -> None:
+    runs = [
+        make_run("lora", adherence=0.2, started=1),
+        make_run("lora", adherence=0.4, started=2, checkpoints=0),
+        make_run("lora", status="timed-out", reason="late", time_limit=1.0, started=3),
+        make_run("lora", adherence=0.6, started=4, seed=1),
+    ]
+    (group,) = build_groups(runs)
+    (only,) = group.rows
+    assert only["seeds"] == [0, 1]
+    assert only["adherence"]["mean"] == pytest.approx(0.5)
+
+
+def test_a_digest_that_was_edited_loses_no_run() -> None:
+    runs = [make_run(name, seed=seed) for name in ("lora", "dpo") for seed in (0, 1)]
+    alike = [Run(run.folder, run.result.model_copy(update={"recipe_digest": "0" * 64})) for run in runs]
+    (group,) = build_groups(alike)
+    assert {row["algorithm"]: row["seeds"] for row in group.rows} == {"lora": [0, 1], "dpo": [0, 1]}
 
 
 def test_same_recipe_on_two_machines_is_two_rows() -> None:
@@ -191,11 +222,12 @@ def outcomes(on_topic: list[bool], prompts: str = "p" * 64) -> Outcomes:
     return Outcomes(prompts=prompts, on_topic=on_topic, rise=[1.0] * many, ordinary_tokens=[10] * many)
 
 
-def seeded(algorithm: str, seed: int, right: int, prompts: int = 40, **facts: Any) -> Run:
+def seeded(
+    algorithm: str, seed: int, right: int, prompts: int = 40, memory_budget: int | None = None, **facts: Any
+) -> Run:
     """A run that had the first `right` of the prompts right."""
-    verdicts = [index < right for index in range(prompts)]
-    adherence = right / prompts
-    return make_run(algorithm, seed=seed, adherence=adherence, facts={"outcomes": outcomes(verdicts), **facts})
+    facts |= {"outcomes": outcomes([index < right for index in range(prompts)])}
+    return make_run(algorithm, seed=seed, adherence=right / prompts, facts=facts, memory_budget=memory_budget)
 
 
 def test_seeds_are_one_row_with_an_interval_over_prompts_and_seeds() -> None:
@@ -271,6 +303,69 @@ def test_against_what_is_not_there_or_several() -> None:
         build_groups(runs, Asked(against="lora"))
     named = build_groups(runs, Asked(against=str(runs[0].folder)))[0].rows
     assert sum(row["difference"]["verdict"] == "reference" for row in named) == 1
+
+
+def test_rows_are_held_against_that_of_their_own_budget_and_all_against_what_trains_nothing() -> None:
+    runs = [
+        seeded(name, seed, right - seed, memory_budget=budget)
+        for budget, rights in ((2**30, (30, 8)), (2**31, (8, 30)))
+        for name, right in zip(("lora", "full"), rights, strict=True)
+        for seed in range(3)
+    ]
+    silent = {"outcomes": outcomes([False] * 40)}
+    runs.append(make_run("base", adherence=0.0, memory_budget=2**31, measures={"training_tokens": None}, facts=silent))
+
+    def said(name: str) -> dict[tuple[str, int], str]:
+        rows = build_groups(runs, Asked(against=name))[0].rows
+        return {
+            (row["algorithm"], row["memory_budget"] // 2**30): row["difference"]["verdict"]
+            for row in rows
+            if row["difference"]
+        }
+
+    assert said("lora") == {
+        ("lora", 1): "reference",
+        ("lora", 2): "reference",
+        ("full", 1): "worse",
+        ("full", 2): "better",
+        ("base", 2): "worse",
+    }
+    assert said("base") == {("base", 2): "reference"} | {
+        (name, budget): "better" for name in ("lora", "full") for budget in (1, 2)
+    }
+    own = said(next(str(run.folder) for run in runs if run.result.recipe.algorithm == "lora"))
+    assert own == {("lora", 1): "reference", ("full", 1): "worse"}
+
+
+def test_a_run_that_failed_on_one_machine_stays_beside_one_that_went_well_on_another() -> None:
+    elsewhere = HARDWARE.model_copy(update={"hardware": "Enigma"})
+    there: dict[str, Any] = {"environment": elsewhere, "data": DATA, "judge": JUDGE, "model_digest": "f" * 64}
+    failed = make_run("lora", status="out-of-memory", reason="x", facts=there)
+    fine = make_run("lora", started=1)
+    groups = build_groups([failed, fine])
+    assert sorted(row["status"] for group in groups for row in group.rows) == ["ok", "out-of-memory"]
+    here = make_run("lora", status="failed", reason="y", started=2, facts={**there, "environment": HARDWARE})
+    groups = build_groups([failed, here])
+    assert sorted(row["status"] for group in groups for row in group.rows) == ["failed", "out-of-memory"]
+    early = make_run("lora", status="failed", reason="z")
+    for repeated in ([early, fine], [fine, early], [early, failed]):
+        assert [row["status"] for group in build_groups(repeated) for row in group.rows] in (["ok"], ["out-of-memory"])
+
+
+def test_runs_on_more_cards_stand_apart() -> None:
+    groups = build_groups([make_run("lora"), make_run("lora", devices=2)])
+    assert len(groups) == 2
+    assert {group.terms["hardware"].split()[0] for group in groups} == {"Abacus", "2"}
+
+
+def test_rows_whose_rate_was_not_sought_are_named_beside_others() -> None:
+    options = {"learning_rate": 1e-3}
+    tuning = Tuning(learning_rate=1e-3, seed=0, validation_prompts=9, trials=[], tokens=4750, seconds=321.0)
+    sought = make_run("lora", options=options, facts={"tuning": tuning})
+    plain = make_run("full", options=options)
+    assert "not tuned: full: " in render(build_groups([sought, plain]), "github")
+    assert "not tuned" not in render(build_groups([sought]), "github")
+    assert "not tuned" not in render(build_groups([plain]), "github")
 
 
 def test_a_price_makes_a_cost_and_wide_shows_all() -> None:
@@ -374,6 +469,7 @@ def test_table_command_prints_every_format_from_disk(
         assert name in said.out
 
 
+OUTCOMES: dict[str, Any] = {"prompts": "a", "on_topic": [True, False], "rise": [0.1, 0.2], "ordinary_tokens": [12, 12]}
 BROKEN: dict[str, Callable[[str], str]] = {
     "cut-short": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
@@ -382,7 +478,13 @@ BROKEN: dict[str, Callable[[str], str]] = {
     "newer": lambda text: text.replace('"schema_version": 1', '"schema_version": 2'),
     "unknown-status": lambda text: text.replace('"status": "ok"', '"status": "splendid"'),
     "no-recipe": lambda text: '{"schema_version": 1, "status": "ok"}',
+    "share-of-seven": lambda text: text.replace('"mean": 0.5', '"mean": 7.0'),
+    "outcomes-unlike": lambda text: edited(text, outcomes=OUTCOMES | {"ordinary_tokens": [12]}),
 }
+
+
+def edited(text: str, **changes: Any) -> str:
+    return json.dumps(json.loads(text) | changes)
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -477,3 +579,23 @@ def test_what_an_algorithm_measured_of_itself_has_columns() -> None:
     assert {"own": {}, "algorithm": "lora"}.items() <= next(
         row for row in json.loads(render(build_groups(runs), "json")) if row["algorithm"] == "lora"
     ).items()
+
+
+@pytest.mark.parametrize(
+    "asked", [["table"], ["table", "--format", "json"], ["show", "lora"], ["report", "--to", "r.html"]]
+)
+def test_a_model_that_says_nothing_is_a_row_like_others(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = {"distinct": Measured(mean=0.0, n=2), "degenerate": Measured(mean=1.0, n=2), "reply_tokens": 0.0}
+    runs = [make_run("base"), make_run("lora", adherence=0.0, measures=nothing)]
+    for run in runs:
+        path = store(run, tmp_path / "runs") / REPLIES
+        silent = [{**json.loads(line), "reply": "", "tokens": 0, "score": 0.0, "on_topic": False}
+                  for line in path.read_text("utf-8").splitlines()]  # fmt: skip
+        path.write_text("".join(json.dumps(line) + "\n" for line in silent), "utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(asked)
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    assert "lora" in (said.out if "--to" not in asked else Path("r.html").read_text("utf-8"))

@@ -198,6 +198,23 @@ def test_only_planned_examples_are_scored_by_the_reference(tiny_llama: Path) -> 
     assert [example.reference is not None for step in referred.plan.steps for example in step.examples] == [True] * 4
 
 
+def test_where_memory_runs_out_the_reference_is_scored_in_halves(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(model: PreTrainedModel, batch: Any, **given: Any) -> CompletionLogProbs:
+        if len(batch) > 1:
+            raise MemoryError
+        return completion_logprobs(model, batch, **given)
+
+    training, _ = make_training(load(tiny_llama), make_plan(tiny_llama, 1), micro_batch_tokens=10**6)
+    together = training.with_reference()
+    monkeypatch.setattr("ftbench.training.reference.completion_logprobs", score)
+    apart = training.with_reference()
+    for one, other in zip(together.plan.examples, apart.plan.examples, strict=True):
+        assert (one.reference is None) == (other.reference is None)
+        assert one.reference is None or other.reference == pytest.approx(one.reference, rel=1e-4)
+
+
 def test_under_a_time_limit_the_reference_scores_what_it_can(tiny_llama: Path) -> None:
     plan = dataclasses.replace(make_plan(tiny_llama, 3000), seconds=1e-6)
     referred = make_training(load(tiny_llama), plan, micro_batch_tokens=1)[0].with_reference()

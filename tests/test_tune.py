@@ -22,7 +22,7 @@ from ftbench.evaluation.evaluate import EvaluatedPrompt
 from ftbench.execution.halving import halve
 from ftbench.execution.reuse import Inputs
 from ftbench.execution.tuning import RUNGS, Score, check_tunable, grid, tune
-from ftbench.files import write_jsonl
+from ftbench.files import AGAIN, write_jsonl
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.result import Result, Status, Tuning
@@ -32,7 +32,7 @@ from ftbench.results.store import MODEL, REPLIES, Run, read_runs, run_name
 from ftbench.results.table import render
 from made_results import DATA, HARDWARE, make_run
 from one_line import one_line
-from strangers import command_line, environment, ftbench, install
+from strangers import command_line, environment, ftbench_here, install
 
 NOTES = '''
 import json
@@ -317,13 +317,14 @@ def test_a_trial_that_burst_is_there_and_one_that_failed_otherwise_is_not(
     monkeypatch.setattr("ftbench.execution.reuse.changed_versions", lambda *_: [])
     known = {"data": DATA, "environment": HARDWARE}
 
-    def there(status: Status, phase: str) -> Run | None:
-        run = make_run("lora", status=status, reason="so it is", phase=phase, facts=known)
+    def there(status: Status, phase: str, reason: str = "so it is") -> Run | None:
+        run = make_run("lora", status=status, reason=reason, phase=phase, facts=known)
         runner = Runner(load_plugins(), tmp_path, Inputs(DATA.digest, None), (run,))
         assert runner.find(run.result.recipe) is None
         return runner.find_trial(run.result.recipe)
 
     assert there("failed", "train")
+    assert there("failed", "train", f"the disk is full; free some space and {AGAIN}") is None
     assert there("failed", "save") is None
     assert there("out-of-memory", "train") is None
 
@@ -354,6 +355,11 @@ def test_without_optuna_nothing_is_run(
     assert said.count("\n") == 1
     assert 'pip install "ftbench[tune]"' in said
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_are_not_tuned_need_no_optuna(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert Tuner.begin([], load_plugins(), tmp_path, fresh=False) is None
 
 
 # In the table
@@ -438,7 +444,9 @@ def finished(tiny_llama: Path, pairs_file: Path, tmp_path_factory: pytest.TempPa
             time.sleep(0.05)
         first.terminate()  # as Ctrl-C, which a shell that put the tests into the background would have switched off
     interrupted = len(list(trials.glob("notes-*/result.json")))
-    second, third = (ftbench(*call, plugins=plugins, cwd=place) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(plugins))
+        second, third = (ftbench_here(*call, cwd=place) for _ in range(2))
     return Finished(place / "runs", interrupted, second, third)
 
 

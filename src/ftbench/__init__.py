@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from ftbench.errors import Skip, UsageError, nearest
     from ftbench.evaluation.judge import Gold, Judge, best_threshold
     from ftbench.hookspecs import hookimpl
+    from ftbench.models.loading import check_adapter
     from ftbench.models.resolve import ModelSource
     from ftbench.recipe import Recipe
-    from ftbench.results.report.section import ReportSection, ReportTable
+    from ftbench.results.report.section import ReportChart, ReportSection, ReportTable
     from ftbench.results.store import Run
     from ftbench.training.encoding import TokenSequence
     from ftbench.training.logprobs import CompletionLogProbs, SequenceLogProbs
@@ -30,6 +31,7 @@ __all__ = [
     "Judge",
     "ModelSource",
     "Recipe",
+    "ReportChart",
     "ReportSection",
     "ReportTable",
     "Run",
@@ -43,6 +45,7 @@ __all__ = [
     "Training",
     "UsageError",
     "best_threshold",
+    "check_adapter",
     "hookimpl",
     "nearest",
     "ordinary_replies",
@@ -62,6 +65,7 @@ _HOMES = {
     "Judge": "ftbench.evaluation.judge",
     "ModelSource": "ftbench.models.resolve",
     "Recipe": "ftbench.recipe",
+    "ReportChart": "ftbench.results.report.section",
     "ReportSection": "ftbench.results.report.section",
     "ReportTable": "ftbench.results.report.section",
     "Run": "ftbench.results.store",
@@ -75,6 +79,7 @@ _HOMES = {
     "Training": "ftbench.training.trainer",
     "UsageError": "ftbench.errors",
     "best_threshold": "ftbench.evaluation.judge",
+    "check_adapter": "ftbench.models.loading",
     "hookimpl": "ftbench.hookspecs",
     "nearest": "ftbench.errors",
     "ordinary_replies": "ftbench.data.task",

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class AlgorithmConfig(BaseModel):
-    """An algorithm's own options, with defaults. Fields of a subclass are what `--set NAME.option=value` sets."""
+    """An algorithm's own options, with defaults. Fields of a subclass are what `--set NAME.option=value` sets.
+
+    An unknown option is refused. All are written into the recipe of a run, and read back from there to the same: so
+    they must be what TOML and JSON can hold.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,7 +90,11 @@ def _with_the_rate(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class Algorithm:
-    """A way to change a model's behaviour. Subclass, name it, override what differs from plain supervised training."""
+    """A way to change a model's behaviour. Subclass, name it, override what differs from plain supervised training.
+
+    A run goes through its phases: `adapt`, `train`, `save`, `load`. Each must leave the rest of the process as it was:
+    seeds of random generators, torch's defaults, the environment, the working folder.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[Literal["nothing", "demonstrations", "preferences"]] = "demonstrations"
@@ -147,6 +155,9 @@ class Algorithm:
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
         """Return the model to train, with `requires_grad` set on what is trainable; by default the adapter's, or all.
 
+        Training may change that and nothing else. A plan calls this, and the loss, with tensors that have no values, to
+        see what they take in memory: what they allocate must not hang on values.
+
         Args:
             model: the base model in evaluation mode, on its device, everything trainable.
             calibration: training texts as token ids (prompt and completion), for methods that look at activations.
@@ -158,6 +169,8 @@ class Algorithm:
 
     def loss(self, logprobs: "CompletionLogProbs") -> "Tensor":
         """Return a micro-batch's part of the effective batch's loss, a scalar: by default the NLL of the chosen.
+
+        It must fall while the same examples are trained on, or nothing is learnt.
 
         Write it with `logprobs.nll()` (mean over tokens) and `logprobs.mean(values)` (mean over prompts): these know
         the effective batch, so that the sum over its micro-batches does not hang on how it was cut.
@@ -181,6 +194,9 @@ class Algorithm:
 
     def load(self, folder: Path, load_base: "Callable[[Path | None], PreTrainedModel]") -> "PreTrainedModel":
         """Return the model that `save` wrote, for evaluation, chat and serving.
+
+        It must say what the trained one said, also when the algorithm was made anew in another process: what training
+        left in the algorithm itself is gone by then.
 
         Args:
             folder: what `save` was given.

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeVar
+
+Kind = TypeVar("Kind")
 
 
 class FtbenchError(Exception):
@@ -26,6 +29,26 @@ class ContractError(FtbenchError):
 
 class Unpredictable(FtbenchError):  # noqa: N818  what happened is no error
     """What an algorithm takes in memory cannot be told beforehand, for this reason; it can be run all the same."""
+
+
+def returned(value: object, kind: type[Kind], by: type, method: str) -> Kind:
+    """Hand on what a plugin's method returned, if it is what its contract says.
+
+    Args:
+        value: that was returned.
+        kind: what it must be.
+        by: the plugin's class.
+        method: of the class.
+
+    Raises:
+        FtbenchError: it is something else; the method is named.
+    """
+    if isinstance(value, kind):
+        return value
+    raise FtbenchError(
+        f"{by.__module__}, {by.__qualname__}.{method} returned {type(value).__name__}, and must return "
+        f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

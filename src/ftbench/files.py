@@ -1,13 +1,40 @@
 """Files are written whole or not at all."""
 
+import errno
 import json
 import os
+import re
+import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ftbench.errors import FtbenchError
+
+_OF_DISK = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space of your quota",
+    errno.EROFS: "mount it so that it can be written",
+    errno.EIO: "have the disk looked at (dmesg says more)",
+    errno.ESTALE: "mount the shared folder again",
+}
+"""What mends a disk that takes nothing more, whoever wrote to it."""
+_MENDS = _OF_DISK | {
+    errno.EACCES: "get the right to write there",
+    errno.EPERM: "get the right to write there",
+    errno.ENAMETOOLONG: "shorten the path",
+    errno.ENOENT: "see whether the folder was removed meanwhile",
+    errno.ENOTDIR: "move the file out of the way",
+    errno.EEXIST: "move the file out of the way",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+}
+AGAIN = "run it again"
+"""What the reason of a run ends with that may come to a better end the next time."""
+_IN_RUST = re.compile(r"\(os error (\d+)\)")
+"""How safetensors says an errno, in an error that is no OSError."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,11 +78,58 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def follow_umask(folder: Path) -> None:
+    """Give a folder and all below it the rights that the umask leaves.
+
+    Some libraries write for their owner alone, whatever it says: `tempfile`, and safetensors. What it leaves is seen by
+    making a folder and a file, for asking the system changes it, in other threads too.
+    """
+    made = folder / ".rights"
+    made.mkdir()
+    (made / "file").touch()
+    of_folder, of_file = (stat.S_IMODE(path.stat().st_mode) for path in (made, made / "file"))
+    (made / "file").unlink()
+    made.rmdir()
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            path.chmod(of_folder if path.is_dir() else of_file)
+
+
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def disk_error(path: Path, error: OSError) -> FtbenchError:
-    """Say in one line why nothing could be written at `path`."""
-    return FtbenchError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder")
+@contextmanager
+def told_in_one_line(path: Path) -> Iterator[None]:
+    """Let what the system refuses at `path` be an error of one line.
+
+    Raises:
+        FtbenchError: as `disk_error` says it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def disk_error(what: Path | str, error: BaseException, instead: str = "choose another folder") -> FtbenchError:
+    """Say in one line why something could not be written, what mends it, and what to do instead."""
+    number = errno_of(error)
+    mend = _MENDS.get(number or 0)
+    advice = f"{mend}, or {instead}" if mend else instead
+    return FtbenchError(f"cannot write {what}: {os.strerror(number) if number else error}; {advice}")
+
+
+def disk_mend(error: BaseException) -> str | None:
+    """Say what mends the disk where it was the disk's fault that something was raised; None where it was not."""
+    return _OF_DISK.get(errno_of(error) or 0)
+
+
+def errno_of(error: BaseException) -> int | None:
+    """Return what the system said was wrong, also where another error came of it; None where it said nothing."""
+    if isinstance(error, OSError):
+        return error.errno
+    if found := _IN_RUST.search(str(error)):
+        return int(found[1])
+    return errno_of(error.__cause__) if error.__cause__ is not None else None

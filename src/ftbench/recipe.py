@@ -34,10 +34,11 @@ class Recipe(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, description="the algorithm's own options")
     memory_budget: int | None = Field(None, ge=1, le=2**60, description="bytes that training may add; none is no limit")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(1, ge=1, le=1024, description="devices that the model is spread over; each has the budget")
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="of weights and activations; auto is bf16 where the device has arithmetic for it"
     )
-    start: str | None = Field(None, description="folder of the run whose model training starts from")
+    start: str | None = Field(None, description="folder or URL of the run whose model training starts from")
     tokens: int = Field(60_000, ge=1, description="real tokens to train on")
     training_seconds: float | None = Field(None, gt=0, description="end training here even if tokens are left")
     effective_batch_size: int = Field(4, ge=1, description="prompts per optimiser step")
@@ -76,7 +77,10 @@ class Recipe(BaseModel):
 
     def digest(self) -> str:
         """SHA-256 over everything but the name, in hexadecimal."""
-        text = json.dumps(self.model_dump(exclude={"name"}), sort_keys=True)
+        values = self.model_dump(exclude={"name"})
+        if self.devices == 1:  # younger than the others: what they alone define keeps its digest
+            del values["devices"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def change(self, **changes: Any) -> "Recipe":

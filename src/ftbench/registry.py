@@ -11,7 +11,7 @@ from ftbench.algorithm import NO_ADAPTER, AdapterConfig, Algorithm, ThenConfig, 
 from ftbench.contract import ALL
 from ftbench.data.sources import DataSource, read_source
 from ftbench.data.task import HeldOut, Task, TaskData
-from ftbench.errors import UsageError, nearest
+from ftbench.errors import UsageError, nearest, returned
 from ftbench.evaluation.judge import Judge
 from ftbench.models.resolve import ModelSource
 from ftbench.recipe import Recipe
@@ -34,6 +34,13 @@ class Plugin:
     report_sections: tuple[type[ReportSection], ...] = ()
     requires: str = ""
     """The versions of ftbench that it says it works with; empty for any."""
+
+    @property
+    def modules(self) -> set[str]:
+        """The modules, or packages, that what it brings is from."""
+        kinds = (*self.algorithms, *self.tasks, *self.data, *self.models, *self.judges, *self.report_sections)
+        called = (*kinds, *(command.callback for command in self.commands))
+        return {str(each.__module__).partition(".")[0] for each in called if each is not None}
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,15 @@ class Registry:
             FtbenchError: the data cannot be read, or hold too little for the task.
         """
         source = read_source(recipe.data, recipe.lang, self.data)
-        return self.find_task(recipe.task).build(source, recipe.topic, HeldOut(recipe.evaluation_prompts, recipe.split))
+        task = self.find_task(recipe.task)
+        found = task.build(source, recipe.topic, HeldOut(recipe.evaluation_prompts, recipe.split))
+        return returned(found, TaskData, type(task), "build")
 
     def instruct(self, algorithm: Algorithm, recipe: Recipe) -> Algorithm:
         """Tell an algorithm what the recipe's task asks of a model in words, and return it."""
-        algorithm.instruction = self.find_task(recipe.task).instruction(recipe.topic)
+        task = self.find_task(recipe.task)
+        told = task.instruction(recipe.topic)
+        algorithm.instruction = None if told is None else returned(told, str, type(task), "instruction")
         return algorithm
 
     @cached_property

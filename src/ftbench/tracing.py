@@ -1,14 +1,23 @@
-"""FTBENCH_TRACE=1: says which hooks were asked and what plugins' algorithms did, with the time that it took."""
+"""FTBENCH_TRACE=1: says which hooks were asked and what plugins' classes did, with the time that it took."""
 
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from inspect import getattr_static
 from pathlib import Path
 from time import perf_counter
+from types import new_class
 from typing import Any
 
 from ftbench.algorithm import Algorithm
+from ftbench.data.sources import DataSource
+from ftbench.data.task import Task
+from ftbench.evaluation.judge import Judge
+from ftbench.models.resolve import ModelSource
 from ftbench.observing import observe
+from ftbench.registry import Registry
+from ftbench.results.report.section import ReportSection
 
 VARIABLE = "FTBENCH_TRACE"
 _LONGEST = 60
@@ -36,8 +45,59 @@ def trace(algorithm: Algorithm, who: str, tell: Callable[[str], None] = say) -> 
     observe(algorithm, _Calls(f"{who}: {type(algorithm).__qualname__}", tell).around)
 
 
+BASES: dict[str, type[Any]] = {
+    "tasks": Task,
+    "data": DataSource,
+    "models": ModelSource,
+    "judges": Judge,
+    "report_sections": ReportSection,
+}
+"""What plugins bring besides algorithms and commands, by the field of `Plugin`."""
+_OFTEN = ("is_on_topic",)
+"""Methods that are called too often for a line each."""
+
+
+def traced(registry: Registry, tell: Callable[[str], None] = say) -> Registry:
+    """Return the plugins with their tasks, data, models, judges and sections told of as `trace` does of an algorithm.
+
+    Args:
+        registry: to look at; returned as it is where the environment does not ask for it.
+        tell: is given each line.
+    """
+    if not is_traced():
+        return registry
+    plugins = []
+    for plugin in registry.plugins:
+        who = f"{plugin.name} {plugin.version}"
+        brought: dict[str, Any] = {
+            field: tuple(_traced(kind, base, who, tell) for kind in getattr(plugin, field))
+            for field, base in BASES.items()
+        }
+        plugins.append(replace(plugin, **brought))
+    return replace(registry, plugins=tuple(plugins))
+
+
+def _traced(kind: type[Any], base: type[Any], who: str, tell: Callable[[str], None]) -> type[Any]:
+    """Return a subclass of a class, by the same name, that tells of the methods of `base` that the class writes."""
+    calls = _Calls(f"{who}: {kind.__qualname__}", tell)
+
+    def told(method: str) -> Any:
+        def call(this: Any, *arguments: Any, **named: Any) -> Any:
+            own = getattr(super(made, this), method)
+            return calls.around(method, arguments, lambda: own(*arguments, **named))
+
+        return classmethod(call) if isinstance(vars(base)[method], classmethod) else call
+
+    public = [name for name in vars(base) if name[0] != "_" and callable(getattr(base, name))]
+    written = [name for name in public if getattr_static(kind, name) is not vars(base)[name] and name not in _OFTEN]
+    body = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    body |= {name: told(name) for name in written}
+    made = new_class(kind.__name__, (kind,), exec_body=lambda space: space.update(body))
+    return made
+
+
 class _Calls:
-    """Calls of one algorithm's methods; those of the loss are too many for a line each, and are added up."""
+    """Calls of one class's methods; those of a loss are too many for a line each, and are added up."""
 
     def __init__(self, name: str, tell: Callable[[str], None]) -> None:
         self._name, self._tell = name, tell

@@ -2,12 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftbench.algorithm import configure
 from ftbench.errors import UsageError
 from ftbench_lora import Lora
+from one_line import one_line
 from tiny import load, logits, train
 
 
@@ -66,6 +68,18 @@ def test_what_is_saved_and_loaded_is_the_trained_model(folder: Path, tmp_path: P
     torch.testing.assert_close(logits(loaded), trained, rtol=1e-5, atol=1e-5)
     assert type(loaded) is type(load(folder))
     assert set(loaded.state_dict()) == set(load(folder).state_dict())
+
+
+def test_a_pickle_is_never_read_in_the_place_of_safetensors(folder: Path, tmp_path: Path) -> None:
+    algorithm, saved = configure(Lora, {"rank": 4}), tmp_path / "saved"
+    algorithm.save(algorithm.adapt(load(folder), []), saved)
+    torch.save(load_file(saved / "adapter_model.safetensors"), saved / "adapter_model.bin")
+    (saved / "adapter_model.safetensors").unlink()
+    with one_line(str(saved), "adapter_model.safetensors is missing"):
+        algorithm.load(saved, lambda other: load(other or folder))
+    (saved / "adapter_model.safetensors").mkdir()
+    with one_line(f"cannot read {saved}", "adapter_model.safetensors: Is a directory"):
+        algorithm.load(saved, lambda other: load(other or folder))
 
 
 def test_training_leaves_the_base_weights_as_they_are(folder: Path) -> None:

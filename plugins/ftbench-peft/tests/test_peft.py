@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ftbench.algorithm import configure
 from ftbench.errors import Skip, UsageError
@@ -84,6 +85,15 @@ def test_a_method_trains_and_comes_back_as_it_was(name: str, tiny_llama: Path, t
     loaded = again.load(tmp_path / "saved", lambda other: load(other or tiny_llama))
     assert again.packed == algorithm.packed
     torch.testing.assert_close(logits(loaded.eval()), after, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pickle_is_never_read_in_the_place_of_safetensors(tiny_llama: Path, tmp_path: Path) -> None:
+    algorithm, saved = make("loha"), tmp_path / "saved"
+    algorithm.save(algorithm.adapt(load(tiny_llama), [[3, 4, 5, 6]]), saved)
+    torch.save(load_file(saved / "adapter_model.safetensors"), saved / "adapter_model.bin")
+    (saved / "adapter_model.safetensors").unlink()
+    with one_line(str(saved), "adapter_model.safetensors is missing"):
+        make("loha").load(saved, lambda other: load(other or tiny_llama))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 UNKNOWN = "no_such_option"
-NEAR = 0.9
-"""Likeness (Ratcliff and Obershelp) from which a field's name is taken for another's, misspelt."""
+SLIP = 2
+"""Letters that two names do not share, at most, where one is taken for the other misspelt: one letter for another."""
+SHORT = 4
+"""Names of so few letters are near to too many."""
 ROUNDING = 1e-3
 """Relative difference of losses that rounding can make."""
 LOGITS = 1e-3
@@ -84,11 +86,7 @@ def _options(subject: Subject) -> None:
         refused = True
     if not refused:
         raise BrokenError(f"{where} takes an unknown option: leave model_config's extra = 'forbid' as it is")
-    for own in vars(kind.Config).get("__annotations__", {}):
-        for field in AlgorithmConfig.model_fields:
-            likeness = SequenceMatcher(None, own, field).ratio()
-            if own != field and likeness >= NEAR and abs(len(own) - len(field)) <= 1:
-                raise BrokenError(f"{where}.{own} is a new option; is '{field}' meant, which ftbench reads?")
+    _misspelt(kind.Config, where)
     read = tomllib.loads(subject.recipe.to_toml())["options"]
     try:
         again = subject.registry.make(subject.name, read).config
@@ -100,6 +98,18 @@ def _options(subject: Subject) -> None:
         raise BrokenError(
             f"{where} is another when it is read from a recipe: options must be what TOML and JSON can hold"
         )
+
+
+def _misspelt(config: type[AlgorithmConfig], where: str) -> None:
+    """Refuse a new name that is nearly one of those that ftbench reads of a configuration."""
+    bases = [base for base in config.__mro__ if issubclass(base, AlgorithmConfig) and base is not config]
+    ours = [base for base in bases if base.__module__ == AlgorithmConfig.__module__]
+    known = {name for base in ours for name in (*base.model_fields, *base.__class_vars__)}
+    for own in set(vars(config).get("__annotations__", {})) - known:
+        for name in sorted(known):
+            shared = sum(block.size for block in SequenceMatcher(None, own, name, autojunk=False).get_matching_blocks())
+            if len(name) > SHORT and len(own) + len(name) - 2 * shared <= SLIP:
+                raise BrokenError(f"{where}.{own} is a new option; is '{name}' meant, which ftbench reads?")
 
 
 def _runs(subject: Subject) -> None:
@@ -194,7 +204,10 @@ def _seed(subject: Subject) -> None:
 
 
 def _resumes(subject: Subject) -> None:
-    first, broken = _trained(subject), subject.broken
+    first = _trained(subject)
+    if subject.algorithm.own_trainer:
+        raise NotApplicable("it brings a trainer of its own, which begins anew")
+    broken = subject.broken
     if broken.error is not None:
         raise BrokenError(f"a training that was killed half-way fails when it goes on: {subject.blame(broken.error)}")
     if first.logits is None or broken.logits is None or _apart(first.logits, broken.logits) != 0:
@@ -202,6 +215,8 @@ def _resumes(subject: Subject) -> None:
             f"{subject.says('train')}: killed half-way and started again, it ends with another model than unbroken; "
             "between steps, keep nothing outside of the model's parameters, or train with an after_step of your own"
         )
+    if not (broken.facts and broken.facts.measures.get("resumed")):
+        raise NotApplicable("it trains with an after_step of its own, and begins anew")
 
 
 def _accumulation(subject: Subject) -> None:

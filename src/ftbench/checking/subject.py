@@ -146,7 +146,7 @@ class Subject:
 
     def blame(self, error: Exception) -> str:
         """Say in one line what was raised, and where the plugin did it."""
-        return blame(error, self.kind, self.plugin)
+        return blame(error, self.registry, self.name)
 
     def says(self, method: str) -> str:
         """Name a method as messages do: with the plugin that brings it."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ftbench.algorithm import Algorithm
+from ftbench.algorithm import Algorithm, ThenConfig
 from ftbench.checking.surroundings import differences, look
 
 if TYPE_CHECKING:
@@ -73,15 +73,16 @@ class Watched:
         training: Training = arguments[0]
         self.plan, model = training.plan, training.model
         named = list(model.named_parameters())
-        before = {name: parameter.detach().numpy().copy() for name, parameter in named}
+        before = {name: tensor.detach().numpy().copy() for name, tensor in (*named, *model.named_buffers())}
         trainable = {name for name, parameter in named if parameter.requires_grad and parameter.numel()}
         result = call()
-        after = dict(model.named_parameters())
-        trainable |= {name for name, parameter in after.items() if parameter.requires_grad}
+        after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        if isinstance(self.fresh().config, ThenConfig):  # makes another model first, and then what it trains of that
+            trainable |= {name for name, tensor in after.items() if tensor.requires_grad}
         changed = {
             name
-            for name, parameter in after.items()
-            if name not in before or not _same(before[name], parameter.detach().numpy())
+            for name, tensor in after.items()
+            if name not in before or not _same(before[name], tensor.detach().numpy())
         }
         self.trainable = len(trainable)
         self.frozen_changed = sorted(changed - trainable)

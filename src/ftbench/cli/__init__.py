@@ -134,3 +134,17 @@ def _guarded(arguments: list[str]) -> Any:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe (head, say) has seen enough
         return 0
+    except Exception as error:  # a stranger's code may raise anything
+        said = None if debug else _stranger_in(error)
+        if said is None:
+            raise
+        click.echo(f"ftbench: {said}; 'ftbench --debug' shows more", err=True)
+        return 1
+
+
+def _stranger_in(error: Exception) -> str | None:
+    """Say which plugin's data, task, model or algorithm raised an error; None where it was ftbench itself."""
+    from ftbench.execution.blame import whose
+    from ftbench.plugins import load_plugins
+
+    return whose(error, load_plugins())

@@ -36,8 +36,14 @@ _OPTIONS = [
         "--training-seconds", type=float, help="End training here even if tokens are left: rows of equal time."
     ),
     click.option("--max-length", type=int, help="Tokens of prompt and completion together."),
-    click.option("--memory-budget", "budget", help="What training may take: 4GiB, 800MiB, 80%; or several: 1GiB,2GiB."),
+    click.option(
+        "--memory-budget",
+        "budget",
+        help="What a run may take: 4GiB, 800MiB, 80%; or several: 1GiB,2GiB. Steps are cut to fit, from the recipe's "
+        "micro_batch_tokens down.",
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
+    click.option("--devices", type=int, help="Over how many of these the model is spread; each has the budget."),
     click.option("--seed", type=int, help="Seed of everything random."),
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="lora.rank=32, or a recipe's setting."),
 ]
@@ -85,8 +91,9 @@ def read_recipes(
     wanted = _expand([*always, *(algorithms or [read.algorithm])], own, registry)
     if changes["start"] is not None:
         changes["start"] = _find_start(changes["start"], out)
-    budgets = _read_budgets(changes.pop("budget"), changes["device"])
+    asked = changes.pop("budget")
     recipe, options = _recipe(read, changes, settings, registry)
+    budgets = _read_budgets(asked, recipe.device)
     registry.find_judge(recipe.judge)
     unused = [name for name in options if name not in wanted and name != BASELINE]
     if unused:
@@ -101,12 +108,12 @@ def read_recipes(
     return recipes
 
 
-def _read_budgets(text: str | None, device: str | None) -> list[int]:
-    """Return the memory budgets that are asked for, in bytes, each once."""
+def _read_budgets(text: str | None, device: str) -> list[int]:
+    """Return the memory budgets that are asked for, in bytes, each once; shares are of the device's memory."""
     from ftbench.memory.budget import device_memory, parse_budget
 
     parts = [] if text is None else text.split(",")
-    return list(dict.fromkeys(parse_budget(part, lambda: device_memory(device or "auto")) for part in parts))
+    return list(dict.fromkeys(parse_budget(part, lambda: device_memory(device)) for part in parts))
 
 
 def _expand(algorithms: Sequence[str], own: "Recipe | None", registry: "Registry") -> dict[str, dict[str, Any]]:
@@ -130,11 +137,12 @@ def _expand(algorithms: Sequence[str], own: "Recipe | None", registry: "Registry
 
 
 def _find_start(name: str, out: Path) -> str:
-    """Return the folder of the run to start from."""
+    """Return the folder of the run to start from, or its URL."""
+    from ftbench.results.address import address_of
     from ftbench.results.store import find_run
 
     try:
-        return str(find_run(name, out, ok=True).folder.resolve())
+        return address_of(find_run(name, out, ok=True).folder)
     except UsageError as error:
         raise UsageError(f"--from {name}: {error}") from error
 

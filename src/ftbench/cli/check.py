@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 def command(names: tuple[str, ...], settings: tuple[str, ...], model: str | None, as_json: bool) -> int:
     """Run the contract tests of algorithms on a tiny random model: NAME, NAME:VARIANT, or 'all'.
 
-    An algorithm that passes trains and lowers its loss, changes only what it says is trainable, is the same when it is
-    reloaded, repeats by its seed, accumulates gradients, stays within its predicted memory, and leaves the process as
-    it was. Exits with 1 where one does not.
+    An algorithm that passes refuses unknown options, trains and lowers its loss, changes only what it says is
+    trainable, is the same when it is reloaded, repeats by its seed, goes on where it was killed, accumulates gradients,
+    stays within its predicted memory, and leaves the process as it was. Exits with 1 where one does not.
     """
     from ftbench.cli.asking import options_of
+    from ftbench.memory.heap import MODELS, import_for_good
 
     registry = registry_with_warnings()
     wanted = [each for name in names for each in (registry.all_names if name == "all" else [name])]
     options = options_of(wanted, settings)
+    import_for_good(*MODELS)
     rows: list[dict[str, Any]] = []
     for name in wanted:
         if not as_json:

@@ -29,12 +29,16 @@ def command(
     """Predict what training takes in memory, and how a step is cut to fit under a budget, without running anything.
 
     Reads the model's configuration, not its weights, so that the model may be far larger than this machine. The
-    effective batch stays the recipe's: what does not fit at once is accumulated.
+    effective batch stays the recipe's: what does not fit at once is accumulated. The micro-batch is the largest that
+    fits of the recipe's (--set micro_batch_tokens=4096 raises it), its half, its quarter, down to one example.
     """
-    from ftbench.execution.planning import Planner
+    from ftbench.memory.heap import MODELS, import_for_good
 
     registry = registry_with_warnings()
     recipes = read_recipes(algorithms, recipe_name, settings, changes, out, registry)
+    import_for_good(*MODELS)
+    from ftbench.execution.planning import Planner
+
     planner = Planner(registry)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' words to one another
@@ -59,7 +63,7 @@ def _print(rows: "Sequence[PlannedRun]", notes: Sequence[str]) -> None:
         if budgets:
             line += [
                 format_bytes(row.memory_budget or 0),
-                "yes" if plan.fits else f"no: {format_bytes(plan.needed_bytes or 0)}",
+                "yes" if plan.fits else f"no: needs {format_bytes(plan.needed_bytes or 0)}",
             ]
         line += [format_bytes(plan.predicted_bytes), *(format_bytes(plan.predicted_parts[part]) for part in parts)]
         line += [f"{plan.micro_batch_tokens:,}", str(plan.accumulation), "yes" if plan.checkpointing else "no"]

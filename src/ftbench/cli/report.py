@@ -9,12 +9,12 @@ import click
 from ftbench.cli.common import out_option, read_finished, registry_with_warnings, warn
 
 if TYPE_CHECKING:
-    from ftbench.results.report.section import ReportTable
+    from ftbench.results.report.section import Brought
     from ftbench.results.store import Run
 
 
 @click.command(name="report")
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1)
 @out_option
 @click.option(
     "--to",
@@ -44,20 +44,20 @@ def command(
     click.echo(f"{to}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(page.encode()) / 1e6:.1f} MB")
 
 
-def _brought(runs: "Sequence[Run]") -> "list[tuple[str, str, ReportTable]]":
+def _brought(runs: "Sequence[Run]") -> "list[Brought]":
     """Return what plugins show of the runs; one that fails costs its section and a warning."""
-    from ftbench.results.report.section import ReportTable
+    from ftbench.results.report.section import Brought, ReportTable
 
     found = []
     for section, plugin in registry_with_warnings().report_sections:
         where = f"plugin {plugin.name} {plugin.version}, {section.__qualname__}.build"
         try:
             table = section().build(runs)
+            if isinstance(table, ReportTable):
+                found.append(Brought.of(section, table))
         except Exception as error:  # a stranger's code may raise anything
             warn([f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"])
             continue
-        if isinstance(table, ReportTable):
-            found.append((section.name, section.title, table))
-        elif table is not None:
+        if not isinstance(table, ReportTable | None):
             warn([f"{where} returned {type(table).__name__}: a ftbench.ReportTable or None is needed"])
     return found

@@ -25,6 +25,7 @@ def command(run: str, out: Path, as_json: bool) -> int:
     Exit code: 0 if status, replies and figures of quality are identical, whatever the speed and the memory; 1 if not.
     """
     from ftbench.cli.running import Runner
+    from ftbench.results.delivery import send_waiting
     from ftbench.results.repetition import compare_runs, describe_repetition
     from ftbench.results.store import find_run
 
@@ -40,6 +41,7 @@ def command(run: str, out: Path, as_json: bool) -> int:
         echo_json(repetition.model_dump(mode="json"))
     else:
         click.echo(describe_repetition(repetition))
+    send_waiting(runner.out)
     return 0 if repetition.same else 1
 
 

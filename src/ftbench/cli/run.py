@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftbench.cli.asking import asking, read_recipes
-from ftbench.cli.common import out_option, registry_with_warnings, warn
+from ftbench.cli.common import out_option, registry_with_warnings
 from ftbench.cli.running import SAVE_EVERY
+from ftbench.execution.launchers import NAMES
 
 if TYPE_CHECKING:
-    from ftbench.cli.running import Runner
-    from ftbench.cli.tuning import Tuner
     from ftbench.recipe import Recipe
     from ftbench.registry import Registry
     from ftbench.results.store import Run
@@ -31,6 +30,23 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds of training after which its state is kept again, to go on from if the run is killed; 0: never.",
 )
+@click.option(
+    "--report-to",
+    metavar="NAME[,NAME]",
+    help="Tell tensorboard, wandb, mlflow, trackio or another tool that transformers knows of each step and result.",
+)
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(1, 1024),
+    help="Runs at once on a machine, if memory allows: by default one a card, or one on the processor.",
+)
+@click.option(
+    "--launcher", type=click.Choice(NAMES), default=NAMES[0], show_default=True, help="What runs are made by."
+)
+@click.option(
+    "--ray-address", help="Of a Ray cluster that is there; RAY_ADDRESS says it, too. Else one is started here."
+)
 @click.option("--fresh", is_flag=True, help="Run again what is already there.")
 @out_option
 def command(
@@ -40,6 +56,10 @@ def command(
     seeds: int,
     tune: bool,
     save_every: float,
+    report_to: str | None,
+    jobs: int | None,
+    launcher: str,
+    ray_address: str | None,
     fresh: bool,
     out: Path,
     **changes: Any,
@@ -54,23 +74,43 @@ def command(
     --tune tries five learning rates around each algorithm's own, on the first seed and the largest budget, by
     successive halving: 4.75 times the recipe's tokens for every algorithm. It asks training prompts that are set aside
     for it; the run itself trains on them, too.
-    """
-    from ftbench.cli.running import Runner
-    from ftbench.recipe import BASELINE
 
+    Where there is room for several runs at once, those that will take longest are begun first. --launcher ray makes
+    them on the nodes of a Ray cluster, which share the folder --out, or reach its URL.
+    """
+    from ftbench.cli.batch import Batch
+    from ftbench.cli.running import Runner, new_progress
+    from ftbench.cli.tuning import Tuner
+    from ftbench.execution.launchers import make_launcher
+    from ftbench.execution.machine import check_devices
+    from ftbench.execution.reporting import read_tools
+    from ftbench.recipe import BASELINE
+    from ftbench.results.delivery import send_waiting
+
+    tools = read_tools(report_to)
     registry = registry_with_warnings()
     always = [BASELINE] if BASELINE in registry.algorithms else []
     recipes = read_recipes(algorithms, recipe_name, settings, changes, out, registry, always)
+    if launcher == NAMES[0]:  # on a cluster it is the nodes that have devices
+        check_devices(recipes)
     recipes += _more_seeds(recipes, seeds, registry)
-    tuner = _tuner(recipes, registry, out, fresh) if tune else None
-    runner = Runner.begin(recipes[0], registry, out, fresh=fresh, save_every=save_every)
-    return _report(_run_all(recipes, runner, tuner))
-
-
-def _tuner(recipes: list["Recipe"], registry: "Registry", out: Path, fresh: bool) -> "Tuner | None":
-    from ftbench.cli.tuning import Tuner
-
-    return Tuner.begin([recipe for recipe in recipes if _is_trained(recipe, registry)], registry, out, fresh=fresh)
+    made_by, progress = make_launcher(launcher, jobs, ray_address), new_progress()
+    trained = [recipe for recipe in recipes if tune and _is_trained(recipe, registry)]
+    tuner = Tuner.begin(trained, registry, out, fresh=fresh, launcher=made_by, progress=progress)
+    runner = Runner.begin(
+        recipes[0],
+        registry,
+        out,
+        fresh=fresh,
+        save_every=save_every,
+        report_to=tools,
+        launcher=made_by,
+        progress=progress,
+    )
+    code = _report(Batch(recipes, runner, tuner).carry_out())
+    for one in [tuner.runner, runner] if tuner else [runner]:
+        send_waiting(one.out)
+    return code
 
 
 def _more_seeds(recipes: list["Recipe"], seeds: int, registry: "Registry") -> list["Recipe"]:
@@ -83,33 +123,8 @@ def _is_trained(recipe: "Recipe", registry: "Registry") -> bool:
     return registry.find(recipe.algorithm).needs != "nothing"
 
 
-def _run_all(recipes: list["Recipe"], runner: "Runner", tuner: "Tuner | None") -> list["Run"]:
-    from ftbench.recipe import BASELINE
-
-    runs: list[Run] = []
-    baseline: Run | None = None
-    for asked in recipes:
-        recipe, tuning = tuner.tuned(asked) if tuner else (asked, None)
-        name = _name(recipe)
-        run = runner.find(recipe, tuning)
-        if run is not None:
-            click.echo(f"{name}: already there: {run.folder} (--fresh runs it again)", err=True)
-        else:
-            run = runner.launch(recipe, name, baseline, tuning)
-            line = f"{name}: {run.result.status}" + (f": {run.result.reason}" if run.result.reason else "")
-            click.echo(f"{line} ({run.folder})", err=True)
-            warn(run.result.warnings)
-        if recipe.algorithm == BASELINE and run.result.status == "ok":
-            baseline = run
-        runs.append(run)
-    return runs
-
-
-def _name(recipe: "Recipe") -> str:
-    return recipe.algorithm if recipe.seed == 0 else f"{recipe.algorithm}, seed {recipe.seed}"
-
-
 def _report(runs: list["Run"]) -> int:
+    from ftbench.results.address import words_for
     from ftbench.results.rows import build_groups
     from ftbench.results.table import render
 
@@ -117,5 +132,5 @@ def _report(runs: list["Run"]) -> int:
     click.echo(render(build_groups(runs), "github"))
     taught = [run for run in runs if run.result.status == "ok"]
     if taught:
-        click.echo(f"\nReplies beside the base model's: ftbench show {taught[-1].folder}")
+        click.echo(f"\nReplies beside the base model's: ftbench show {' '.join(words_for(taught[-1].folder))}")
     return 1 if any(run.result.status not in ("ok", "skipped") for run in runs) else 0

@@ -8,7 +8,7 @@ from ftbench.cli.common import out_option, read_finished
 
 
 @click.command(name="table")
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1)
 @out_option
 @click.option(
     "--format",
@@ -33,11 +33,13 @@ def command(
 ) -> None:
     """Print the table of finished runs, those of FOLDERS or of --out.
 
-    Rows that cannot be compared (other model, data, task, training, evaluation, judge, budget or hardware) stand in
-    tables of their own, with what sets them apart. The seeds of a recipe are one row.
+    Rows that cannot be compared (other model, data, task, training, evaluation, judge or hardware) stand in tables
+    of their own, with what sets them apart; memory budgets are a column. The seeds of a recipe are one row.
     """
     from ftbench.results.rows import Asked, build_groups
+    from ftbench.results.store import without_collecting
     from ftbench.results.table import render
 
-    runs = read_finished(folders or (out,))
-    click.echo(render(build_groups(runs, Asked(sort, against, price)), style, wide=wide))
+    with without_collecting():
+        runs = read_finished(folders or (out,))
+        click.echo(render(build_groups(runs, Asked(sort, against, price)), style, wide=wide))

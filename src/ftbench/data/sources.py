@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ftbench.data.conversations import Selection, select_conversations
 from ftbench.data.lines import Row, read_rows
 from ftbench.data.pairs import Pair, read_pairs
-from ftbench.errors import FtbenchError, UsageError, nearest
+from ftbench.errors import FtbenchError, UsageError, nearest, returned
 
 OASST1 = "OpenAssistant/oasst1"
 OASST1_REVISION = "fdf72ae0827c1cda404aff25b6603abec9e3399b"
@@ -58,8 +58,7 @@ def read_source(data: str, lang: str, brought: Brought | None = None) -> Source:
     if data == "oasst1":
         return Source(select_conversations(_hub_rows(), lang), f"{OASST1}@{OASST1_REVISION}")
     if brought and data in brought:
-        rows = ((f"{data}, row {number}", row) for number, row in enumerate(brought[data]().rows(), start=1))
-        return _read_rows(rows, data, lang)
+        return _read_rows(_brought_rows(data, brought[data]), data, lang)
     path = Path(data)
     if not path.is_file():
         if path.suffix in (".jsonl", ".gz") or "/" in data:
@@ -68,6 +67,18 @@ def read_source(data: str, lang: str, brought: Brought | None = None) -> Source:
             f"no such data '{data}'; {nearest(data, [*SHIPPED, *(brought or {})])}, or give a .jsonl[.gz] file"
         )
     return _read_rows(read_rows(path), path.name, lang, str(path))
+
+
+def _brought_rows(name: str, kind: type[DataSource]) -> Iterator[Row]:
+    """Yield the rows of a plugin's data, with their places."""
+    rows = returned(kind().rows(), Iterable, kind, "rows")  # type: ignore[type-abstract]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise FtbenchError(
+                f"{kind.__module__}, {kind.__qualname__}.rows: row {number} of '{name}' is {type(row).__name__}, and "
+                "must be a dict as a line of a JSONL file holds it"
+            )
+        yield f"{name}, row {number}", row
 
 
 def _read_rows(rows: Iterator[Row], origin: str, lang: str, where: str | None = None) -> Source:

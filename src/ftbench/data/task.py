@@ -104,7 +104,7 @@ class Task(ABC):
 
 
 class TopicTask(Task):
-    """Keep to one topic whatever the user asks."""
+    """Keep to one topic whatever the user asks: `--topic` is one that the data or ftbench know, or a file of words."""
 
     name = "topic"
 

@@ -11,6 +11,7 @@ from ftbench.errors import FtbenchError
 from ftbench.evaluation.generation import GeneratedReply, generate_replies
 from ftbench.evaluation.panel import Panel, Verdict
 from ftbench.evaluation.statistics import Measured, kappa, share
+from ftbench.memory.fit import in_halves
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length
 from ftbench.training.encoding import TokenSequence
@@ -146,9 +147,13 @@ def _ordinary_losses(
     losses: list[tuple[float, int] | None] = [None] * len(items)
     batch: list[tuple[int, TokenSequence]] = []
 
-    def flush() -> None:
+    def score(sequences: Sequence[TokenSequence]) -> list[float]:
         with torch.inference_mode():
-            sums = sequence_logprobs(model, [sequence for _, sequence in batch], packed=settings.packed).tolist()
+            found: list[float] = sequence_logprobs(model, sequences, packed=settings.packed).tolist()
+        return found
+
+    def flush() -> None:
+        sums = in_halves([sequence for _, sequence in batch], score, "scoring ordinary replies")
         for (index, sequence), total in zip(batch, sums, strict=True):
             losses[index] = (-total, sequence.completion_length)
         batch.clear()

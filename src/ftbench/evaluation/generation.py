@@ -3,13 +3,12 @@
 Where the model has our attention, a reply does not hang on the others of its batch, and is the one that `serve` gives.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftbench.memory.fit import free_memory, is_out_of_memory
+from ftbench.memory.fit import in_halves
 from ftbench.models.attention import is_packed
 from ftbench.models.chat import ChatFormat
 
@@ -56,9 +55,9 @@ def generate_replies(
     replies: dict[int, GeneratedReply] = {}
     write = _decode if padded and is_packed(model) else _generate
     for batch in _batches(order, [len(row) for row in encoded], batch_size, padded=padded):
-        for index, tokens in zip(
-            batch, _in_memory(write, model, chat, [encoded[i] for i in batch], max_new_tokens), strict=True
-        ):
+        rows = [encoded[index] for index in batch]
+        written = in_halves(rows, lambda some: write(model, chat, list(some), max_new_tokens), "generating")
+        for index, tokens in zip(batch, written, strict=True):
             ended = bool(tokens) and tokens[-1] == chat.end
             replies[index] = GeneratedReply(chat.reply_text(tokens), len(tokens), ended)
         report(len(replies))
@@ -74,23 +73,6 @@ def _batches(order: list[int], lengths: list[int], size: int, *, padded: bool) -
             batches.append([])
         batches[-1].append(index)
     return batches
-
-
-def _in_memory(
-    write: _Write, model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int
-) -> list[list[int]]:
-    """Write all rows at once, or half and half where that runs out of memory."""
-    try:
-        return write(model, chat, rows, max_new_tokens)
-    except Exception as error:
-        if len(rows) == 1 or not is_out_of_memory(error):
-            raise
-        logging.getLogger(__name__).warning("out of memory while generating: %d rows are halved", len(rows))
-    free_memory()  # not in the handler: until it ends, the error holds the tensors
-    half = len(rows) // 2
-    return [
-        reply for part in (rows[:half], rows[half:]) for reply in _in_memory(write, model, chat, part, max_new_tokens)
-    ]
 
 
 def _decode(model: "PreTrainedModel", chat: ChatFormat, rows: list[list[int]], max_new_tokens: int) -> list[list[int]]:

@@ -1,8 +1,10 @@
 """All that judges a run's replies: the guard against degenerate ones, the judge, and a second judge beside it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ftbench.errors import FtbenchError
 from ftbench.evaluation.guard import Guard
 from ftbench.evaluation.judge import Judge
 from ftbench.evaluation.wordlist import WordList
@@ -41,7 +43,7 @@ class Panel:
         """Judge every reply.
 
         Raises:
-            ValueError: the judge does not give one score a reply.
+            FtbenchError: the judge does not give one score a reply, or one is no number.
         """
         faults = [self.guard.fault(reply) for reply in replies]
         left = [reply for reply, fault in zip(replies, faults, strict=True) if fault is None]
@@ -53,8 +55,12 @@ class Panel:
 
     def _scores(self, replies: Sequence[str]) -> list[float]:
         scores = [float(score) for score in self.judge.scores(replies)]
+        kind = type(self.judge)
+        who = f"{kind.__module__}, {kind.__qualname__}.scores: judge '{kind.name}' gave"
         if len(scores) != len(replies):
-            raise ValueError(f"judge '{self.judge.name}' gave {len(scores)} scores for {len(replies)} replies")
+            raise FtbenchError(f"{who} {len(scores)} scores for {len(replies)} replies; it must give one for each")
+        if not all(map(math.isfinite, scores)):
+            raise FtbenchError(f"{who} a score that is no number")
         return scores
 
     def _verdict(self, score: float, second: bool | None) -> Verdict:

@@ -14,9 +14,15 @@ ADHERENT = 0.9
 
 
 class Checkpoints:
-    """Asks `count` times at equal distances before the end; `ask` returns the model's adherence."""
+    """Asks `count` times at equal distances before the end; `ask` returns the model's adherence.
 
-    def __init__(self, count: int, plan: Plan, clock: Clock, ask: Callable[[], float]) -> None:
+    Without it training goes on where memory runs out, unless others wait for this process: `together` says so.
+    """
+
+    def __init__(
+        self, count: int, plan: Plan, clock: Clock, ask: Callable[[], float], *, together: bool = False
+    ) -> None:
+        self._together = together
         self._plan, self._clock, self._ask = plan, clock, ask
         self._left = [(index + 1) / (count + 1) for index in range(count)]
         self.rows: list[Checkpoint] = []
@@ -31,7 +37,7 @@ class Checkpoints:
             try:
                 self.rows.append(Checkpoint(tokens=tokens, seconds=seconds, adherence=self._ask()))
             except Exception as error:
-                if not is_out_of_memory(error):
+                if self._together or not is_out_of_memory(error):
                     raise
                 logging.getLogger(__name__).warning("out of memory at a checkpoint: training goes on without it")
             free_memory()  # not in the handler: until it ends, the error holds the tensors

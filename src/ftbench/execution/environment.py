@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("ftbench", "torch", "transformers", "tokenizers", "datasets", "scikit-learn", "numpy")
 
+NO_CARD = "device 'cuda' is asked for, and torch sees no CUDA device here; use --device cpu"
+
 
 def describe(device: "torch.device", precision: str) -> Environment:
     """Name the hardware, the precision, and the versions of what computes on it."""
@@ -47,7 +49,7 @@ def choose_device(name: str) -> "torch.device":
 
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UsageError("device 'cuda' is asked for, and torch sees no CUDA device here; use --device cpu")
+        raise UsageError(NO_CARD)
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 

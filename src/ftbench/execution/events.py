@@ -7,6 +7,9 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
+START = "start"
+"""The phase before all others: the worker is started."""
+
 
 @dataclass(frozen=True)
 class PhaseBegan:
@@ -18,12 +21,13 @@ class PhaseBegan:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase is, and the figures of training: loss, real tokens/s, bytes at the peak."""
+    """How far a phase is, and the figures of training: loss, real tokens/s, bytes at the peak; a step has its `row`."""
 
     done: int
     loss: float | None = None
     tokens_per_second: float | None = None
     memory: int | None = None
+    row: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,15 @@ class EventWriter:
 
     def send(self, event: Event) -> None:
         """Write one event; a reader that is gone ends the process."""
-        line = json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n"
         try:
-            os.write(self._descriptor, line.encode())
+            os.write(self._descriptor, f"{write_event(event)}\n".encode())
         except BrokenPipeError:
             os._exit(1)  # the launcher died; nobody will publish this run
+
+
+def write_event(event: Event) -> str:
+    """Write one event as a line, without its end."""
+    return json.dumps({"event": type(event).__name__, **asdict(event)})
 
 
 def read_event(line: str) -> Event | None:

@@ -13,6 +13,7 @@ from ftbench.execution.forecast import Question, forecast, ways_to_cut
 from ftbench.execution.once import once
 from ftbench.memory.budget import budget_for, room_under
 from ftbench.memory.plan import Forecast, choose, smallest
+from ftbench.memory.standin import standing_in_for
 from ftbench.models.chat import ChatFormat
 from ftbench.models.loading import context_length
 from ftbench.recipe import Recipe
@@ -75,16 +76,17 @@ def plan_memory(recipe: Recipe, algorithm: Algorithm, question: Question, device
     largest, *others = ways_to_cut(question.plan, recipe.micro_batch_tokens)
     room = None if recipe.memory_budget is None else room_under(recipe.memory_budget, *place)
     try:
-        forecasts = forecast(question, deepcopy(algorithm), [largest])
-        if room is None:
-            return _as_plan(forecasts[0], None, place)
-        if choose(forecasts, room) is None and not forecasts[0].least:  # probing takes time: only where it may help
-            forecasts += forecast(question, deepcopy(algorithm), others)
+        with standing_in_for(device):
+            forecasts = forecast(question, deepcopy(algorithm), [largest])
+            if room is None:
+                return _as_plan(forecasts[0], None, place)
+            if choose(forecasts, room) is None and not forecasts[0].least:  # probing takes time: only where it may help
+                forecasts += forecast(question, deepcopy(algorithm), others)
     except Unpredictable as error:
         return MemoryPlan(micro_batch_tokens=recipe.micro_batch_tokens, checkpointing=False, reason=str(error))
     fitting, least = choose(forecasts, room), smallest(forecasts)
     plan = _as_plan(fitting or least, fitting is not None, place)
-    return plan if fitting else plan.model_copy(update={"needed_bytes": budget_for(least.peak.total, *place)})
+    return plan if fitting else plan.model_copy(update={"needed_bytes": budget_for(least.need, *place)})
 
 
 def _as_plan(chosen: Forecast, fits: bool | None, place: tuple[str, str]) -> MemoryPlan:
@@ -96,5 +98,5 @@ def _as_plan(chosen: Forecast, fits: bool | None, place: tuple[str, str]) -> Mem
         predicted_bytes=chosen.peak.total,
         predicted_parts=asdict(chosen.peak),
         moment=chosen.moment,
-        needed_bytes=budget_for(chosen.peak.total, *place),
+        needed_bytes=budget_for(chosen.need, *place),
     )

@@ -5,19 +5,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftbench.algorithm import Algorithm
-from ftbench.errors import FtbenchError, Unpredictable
+from ftbench.errors import FtbenchError, Skip, Unpredictable
 from ftbench.memory.fit import Fit
 from ftbench.memory.parts import Parts
-from ftbench.memory.plan import ADAPT, Cut, Forecast, extrapolate, highest
+from ftbench.memory.plan import ADAPT, LOAD, Cut, Forecast, extrapolate, highest
+from ftbench.memory.standin import kind_of
+from ftbench.models.loading import loading_bytes
 from ftbench.models.precision import Precision
 from ftbench.models.skeleton import build_skeleton, layer_count, with_layers, without_values
 from ftbench.training.batching import Plan
 from ftbench.training.probing import Probe
+from ftbench.training.sharding import Ranks, pretended, shard
+from ftbench.training.step import can_checkpoint
 from ftbench.training.trainer import OptimiserSettings, StepReport
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
+
+TRAINS_ALONE = "{name} brings a trainer of its own, which is not spread over several devices; leave --devices out"
 
 DEPTHS = (2, 3)
 """Layers of the models that are probed in place of one whose layers are all alike."""
@@ -32,10 +38,11 @@ class Question:
     device: "torch.device"
     precision: Precision
     start: str | None = None
+    devices: int = 1
 
 
 def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> list[Forecast]:
-    """Predict the highest point of training for each way to cut a step.
+    """Predict the highest point of training for each way to cut a step that the model can be trained in.
 
     Args:
         question: as it says.
@@ -47,20 +54,23 @@ def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> l
         Unpredictable: as it says.
         FtbenchError: there is no causal language model of this kind.
     """
+    if algorithm.own_trainer and question.devices > 1:
+        raise Skip(TRAINS_ALONE.format(name=algorithm.name))
     if algorithm.own_trainer:
         raise Unpredictable("it brings a trainer of its own")
     layers = layer_count(question.config)
     shallow = _depths(question.config, layers)
     probes = [(depth, _probe(config, question, algorithm, cuts)) for depth, config in shallow]
     forecasts = []
-    for way in cuts:
+    for way in probes[0][1].cuts:
         if len(probes) == 1:
-            peaks = probes[0][1].found[way]
+            peaks = dict(probes[0][1].found[way])
         else:
             (few, low), (more, high) = probes
             peaks = extrapolate((few, low.found[way]), (more, high.found[way]), layers)
+        load = peaks.pop(LOAD, Parts()).total
         moment, peak = highest(peaks)
-        forecasts.append(Forecast(way, probes[0][1].accumulation[way], peak, moment))
+        forecasts.append(Forecast(way, probes[0][1].accumulation[way], peak, moment, load))
     return forecasts
 
 
@@ -86,14 +96,18 @@ def _depths(config: "PreTrainedConfig", layers: int) -> "list[tuple[int, PreTrai
 def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> Probe:
     from ftbench.memory.ledger import Ledger
 
-    with without_values(question.device):
+    with pretended(question.devices, question.device) as mesh, without_values(question.device):
         model = build_skeleton(config, question.precision)
+        loading = Parts(parameters=loading_bytes(model, question.config))
         ledger = Ledger()
         ledger.claim("parameters", model.parameters())
         calibration = [example.chosen.ids for example in question.plan.examples]
         try:
             with ledger, ledger.moment(ADAPT):
                 model = algorithm.adapt(model, calibration)
+            if mesh is not None:
+                shard(model, mesh)
+            possible = tuple(way for way in cuts if can_checkpoint(model) or not way.checkpointing)
             probe = Probe(
                 model,
                 None,  # type: ignore[arg-type]
@@ -103,8 +117,11 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
                 _nowhere,
                 question.start,
                 algorithm.packed,
-                cuts=tuple(cuts),
+                ranks=Ranks(question.devices),
+                cuts=possible,
             )
+            if not possible:
+                return probe
             algorithm.train(probe)
         except FtbenchError:
             raise
@@ -112,8 +129,12 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
             raise Unpredictable(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     if not probe.found:
         raise Unpredictable("it brings a trainer of its own")
+    if mesh is not None:  # what comes before the model is divided happens in main memory
+        return probe
     for peaks in probe.found.values():
         peaks[ADAPT] = ledger.peaks.get(ADAPT, Parts())
+        if kind_of(question.device) == "cpu":
+            peaks[LOAD] = loading
     return probe
 
 

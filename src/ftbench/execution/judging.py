@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from ftbench.data.task import TaskData, TopicTask
 from ftbench.data.topics import Topic, read_topic
-from ftbench.errors import UsageError
+from ftbench.errors import UsageError, returned
 from ftbench.evaluation import guard, wordlist
 from ftbench.evaluation.guard import Checked, GuardTraining, Limits
 from ftbench.evaluation.judge import Gold, Judge
@@ -61,11 +61,15 @@ def _train_judge(kind: type[Judge], gold: Gold) -> Judge:
 
     What a plugin's judge has learnt is kept only if it says how, and only as long as the plugin's code is the same.
     """
+
+    def make() -> Judge:
+        return returned(kind.train(gold), Judge, kind, "train")  # type: ignore[type-abstract]
+
     if kind.learnt is Judge.learnt:
-        return kind.train(gold)
+        return make()
 
     def train() -> Any:
-        return kind.train(gold).learnt()
+        return make().learnt()
 
     of = {"gold": gold.digest(), "topic": gold.topic, "name": kind.name, "version": kind.version, "code": _code(kind)}
     return kind.from_learnt(once("judge", of, TypeAdapter(Any), train))

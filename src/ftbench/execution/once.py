@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 
 import ftbench
 from ftbench.errors import FtbenchError
-from ftbench.files import write_text
+from ftbench.files import told_in_one_line, write_text
 from ftbench.models.resolve import cache_folder
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 DAYS = 30
 """After which a file that nobody read is removed."""
@@ -28,7 +30,7 @@ def once(kind: str, of: Mapping[str, Any], adapter: TypeAdapter[T], make: Callab
     """Return what was made before of the same things by the same code, or make it and keep it.
 
     Runs side by side may both make it; each writes a whole file. A cache that cannot be read or written costs time and
-    nothing else.
+    a line in the run's log, nothing else.
 
     Args:
         kind: what it is, in one word.
@@ -41,12 +43,18 @@ def once(kind: str, of: Mapping[str, Any], adapter: TypeAdapter[T], make: Callab
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
     with suppress(OSError, ValidationError):
         found = adapter.validate_json(path.read_bytes())
-        os.utime(path)
+        with suppress(OSError):  # what may only be read, or is another user's, is good all the same
+            os.utime(path)
         return found
     made = make()
-    with suppress(OSError, FtbenchError):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with told_in_one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_text(path, adapter.dump_json(made).decode())
+    except FtbenchError as error:
+        _LOG.warning("every run makes its own %s: %s", kind, error)
+        return made
+    with suppress(OSError):
         _remove_unread(folder)
     return made
 

@@ -1,6 +1,6 @@
 """What happens in a run: data, load, adapt, train, save, reload, evaluate."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData
+from ftbench.errors import Skip
 from ftbench.evaluation.cache import cache_bytes_per_token
 from ftbench.evaluation.evaluate import EvaluatedPrompt
 from ftbench.execution.checkpoints import Checkpoints, time_to_adherence
@@ -15,17 +16,17 @@ from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.events import EventWriter, PhaseBegan, Progress
 from ftbench.execution.examining import Examination
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
-from ftbench.execution.forecast import Question
+from ftbench.execution.forecast import TRAINS_ALONE, Question
 from ftbench.execution.judging import judge_facts, train_panel
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.execution.unfinished import Saving
 from ftbench.files import folder_bytes, write_jsonl
-from ftbench.memory.budget import enforce_budget
+from ftbench.memory.budget import data_bytes, device_memory, enforce_budget, lift_budget
 from ftbench.memory.fit import Fit, free_memory
 from ftbench.memory.meter import Meter
 from ftbench.models.chat import ChatFormat
-from ftbench.models.loading import load_model, load_plain, load_tokenizer
+from ftbench.models.loading import load_model, load_plain, load_tokenizer, weight_bytes
 from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import resolve_model
 from ftbench.models.skeleton import load_config
@@ -46,13 +47,17 @@ from ftbench.training.batching import Plan
 from ftbench.training.clock import Clock
 from ftbench.training.encoding import Encoded
 from ftbench.training.keeping import Keeper, Told, digest_of
+from ftbench.training.sharding import Ranks, make_mesh, shard, unite
 from ftbench.training.step import trainable
 from ftbench.training.trainer import OptimiserSettings, StepReport, Training
-from ftbench.training.watch import vocabulary
+from ftbench.training.watch import StepWatch, vocabulary
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+TRAIN = "train"
+"""The phase whose state is kept."""
 
 
 @dataclass
@@ -69,6 +74,7 @@ class Facts:
     judge: JudgeFacts | None = None
     environment: Environment | None = None
     meter: Meter | None = None
+    weight_bytes: int = 0
     memory_plan: MemoryPlan | None = None
     measures: dict[str, Any] = field(default_factory=dict)
     outcomes: Outcomes | None = None
@@ -80,7 +86,8 @@ class RunInProgress:
     """One run; `carry_out` fills `facts` and writes all but the result into `folder`.
 
     `baseline` holds the evaluated prompts of the untouched model's run; it is empty where there is none. `saving` says
-    where training keeps its state, if it does.
+    where training keeps its state, if it does. `ranks` all go through the same phases, each with its share of the
+    model; the first alone reports and writes.
     """
 
     recipe: Recipe
@@ -92,6 +99,7 @@ class RunInProgress:
     events: EventWriter
     facts: Facts
     saving: Saving | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def carry_out(self) -> None:
         """Go through all phases.
@@ -124,34 +132,48 @@ class RunInProgress:
             if self.start:
                 self.start.check(data, files.digest)
             facts.model_digest = files.digest
+            facts.weight_bytes = weight_bytes(files.folder, precision, mapped=device.type == "cpu")
             facts.system_prompt = self.registry.instruct(self.algorithm, recipe).system_prompt(data.topic)
             chat = ChatFormat(load_tokenizer(files.folder), facts.system_prompt)
             facts.chat_format = chat.name
         examination = Examination(recipe, data, panel, chat, self.baseline, self.algorithm)
 
+        # Whole weights may be more than a card holds: several ranks load them into main memory, and divide them there.
+        place = device if self.ranks.count == 1 else torch.device("cpu")
+
         def load_with(load: "Callable[[Path, torch.device, Precision], PreTrainedModel]", how: Precision) -> LoadBase:
-            return load_from(self.start, lambda folder: load(folder or files.folder, device, how))
+            return load_from(self.start, lambda folder: load(folder or files.folder, place, how))
 
         # A trainer of its own does what it does about layers and precision: it is given what it would be elsewhere.
         own = self.algorithm.own_trainer
+        if own and self.ranks.count > 1:
+            raise Skip(TRAINS_ALONE.format(name=recipe.algorithm))
         trained: Precision = "float32" if own else precision
+        since = data_bytes()
         if self.algorithm.needs == "nothing":
             model = self._load(load_with(load_model, precision), device)
+            asked = self._settle(model, device, since)
         else:
             config = load_config(files.folder)
             encoded = encode_training(recipe, self.algorithm, data, chat, config, files.digest)
             plan = plan_steps(recipe, encoded)
             self._note_data(data, encoded)
-            fit = self._fit(Question(config, plan, device, trained, recipe.start))
+            fit = self._fit(Question(config, plan, device, trained, recipe.start, recipe.devices))
+            since = data_bytes()
             model = self._load(load_with(load_plain if own else load_model, trained), device)
-            rows = self._teach(model, examination, plan, fit)
+            rows = self._teach(model, examination, plan, fit, since)
             del model  # what is evaluated is what was saved
             free_memory()  # a trainer of an algorithm's own may hold on to it in a circle
             # Between small blocks that stay, freed memory is no longer in use, but still counts against a limit on the
             # process's data: what is evaluated has the budget anew.
-            enforce_budget(recipe.memory_budget, device)
+            if self.ranks.count == 1:
+                enforce_budget(recipe.memory_budget, device)
             with self._phase("reload"):
+                since = data_bytes()
                 model = self._reload(load_with(load_model, precision))
+                asked = self._settle(model, device, since)
+        if not asked:
+            return
         # Counting doubles the time of many small operations: done where there is no training that could be counted.
         counted = self.algorithm.needs == "nothing"
         counting = self._meter.counting("evaluate", model.parameters(), vocabulary(model)) if counted else nullcontext()
@@ -170,8 +192,9 @@ class RunInProgress:
                 adherence=examination.of_few(items),
             )
             facts.measures |= time_to_adherence(rows, end)
-        write_jsonl(self.folder / REPLIES, (item.model_dump() for item in items))
-        write_jsonl(self.folder / ATTACKS, (item.model_dump() for item in attacks))
+        self._write(REPLIES, (item.model_dump() for item in items))
+        self._write(ATTACKS, (item.model_dump() for item in attacks))
+        self.ranks.part()
 
     @contextmanager
     def _phase(self, name: str, total: int | None = None) -> Iterator[None]:
@@ -184,6 +207,12 @@ class RunInProgress:
     def _meter(self) -> Meter:
         assert self.facts.meter is not None
         return self.facts.meter
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether nobody said that training fits under its budget: it may come to no further step than the first."""
+        plan = self.facts.memory_plan
+        return self.recipe.memory_budget is not None and not (plan and plan.fits)
 
     def _note_data(self, data: TaskData, encoded: Encoded | None = None) -> None:
         self.facts.data = DataFacts(
@@ -208,28 +237,75 @@ class RunInProgress:
     def _load(self, load: LoadBase, device: "torch.device") -> "PreTrainedModel":
         """Load the model that is trained or, as it is, evaluated; from here on the budget holds."""
         with self._phase("load"):
-            enforce_budget(self.recipe.memory_budget, device)
+            if self.ranks.count == 1:
+                enforce_budget(self.recipe.memory_budget, device)
+            else:
+                self.ranks.connect(device)
             model = load(None)
             self.facts.measures["total_parameters"] = sum(p.numel() for p in model.parameters())
         return model
 
-    def _teach(self, model: "PreTrainedModel", examination: Examination, plan: Plan, fit: Fit) -> list[Checkpoint]:
-        """Adapt, train and save; return what was asked midway."""
-        import torch
+    def _divide(self, model: "PreTrainedModel", device: "torch.device", since: int) -> None:
+        """Leave each rank its share of the model, if there are several; the budget holds from here on.
+
+        Args:
+            model: whole, in main memory.
+            device: of this rank.
+            since: bytes of the process before the model was loaded.
+        """
+        if self.ranks.count > 1:
+            shard(model, make_mesh(self.ranks.count, device))
+            free_memory()
+            enforce_budget(self.recipe.memory_budget, device, since)
+
+    def _settle(self, model: "PreTrainedModel", device: "torch.device", since: int) -> bool:
+        """Put a model that is only asked where it is asked: on the first rank's device, or on all if it is too large.
+
+        Token by token, gathering a model takes longer than what is computed with it.
+
+        Args:
+            model: whole, on the device or, of several ranks, in main memory.
+            device: of this rank.
+            since: bytes of the process before the model was loaded.
+
+        Returns:
+            Whether this rank takes part.
+        """
+        if self.ranks.count == 1:
+            return True
+        room = self.recipe.memory_budget or device_memory(device.type)
+        if 2 * sum(one.nbytes for one in model.parameters()) > room:
+            self._divide(model, device, since)
+            return True
+        self.ranks.part()
+        if self.ranks.leads:
+            model.to(device)  # type: ignore[arg-type]
+            enforce_budget(self.recipe.memory_budget, device, since)
+        return self.ranks.leads
+
+    def _teach(
+        self, model: "PreTrainedModel", examination: Examination, plan: Plan, fit: Fit, since: int
+    ) -> list[Checkpoint]:
+        """Adapt, divide, train and save; return what was asked midway."""
+        import transformers
 
         recipe, found = self.recipe, self.facts.measures
         with self._phase("adapt"), self._meter.counting("adapt", model.parameters(), vocabulary(model)):
-            torch.manual_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
+            transformers.set_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
             model = self.algorithm.adapt(model, [example.chosen.ids for example in plan.examples])
             found["trainable_parameters"] = sum(p.numel() for p in trainable(model))
+        self._divide(model, self._meter.device, since)
         settings = OptimiserSettings(
             self.algorithm.config.learning_rate, recipe.weight_decay, recipe.warmup, recipe.max_grad_norm
         )
         start = self.start.run.folder.name if self.start else None
-        with self._phase("train", recipe.tokens):
-            clock = Clock()
+        with self._phase(TRAIN, recipe.tokens):
+            clock = Clock(self.ranks.agree)
             log = StepLog(self.events.send, self._meter.read_peak, clock)
-            checkpoints = Checkpoints(recipe.checkpoints, plan, clock, lambda: examination.ask_few(model))
+            together = self.ranks.count > 1
+            checkpoints = Checkpoints(
+                recipe.checkpoints, plan, clock, lambda: examination.ask_few(model), together=together
+            )
 
             def report(step: StepReport) -> None:
                 log(step)
@@ -238,7 +314,18 @@ class RunInProgress:
             tokenizer = examination.chat.tokenizer
             keeper = self._keeper(log, checkpoints, clock)
             training = Training(
-                model, tokenizer, plan, fit, settings, report, start, self.algorithm.packed, clock=clock, keeper=keeper
+                model,
+                tokenizer,
+                plan,
+                fit,
+                settings,
+                report,
+                start,
+                self.algorithm.packed,
+                watch=StepWatch(from_start=self._doubtful),
+                clock=clock,
+                keeper=keeper,
+                ranks=self.ranks,
             )
             try:
                 self.algorithm.train(training)
@@ -254,13 +341,24 @@ class RunInProgress:
                 found |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}
         self._meter.move_seconds("train", "checkpoints", clock.aside)
         self._meter.add_seconds("train", keeper.before)
-        write_jsonl(self.folder / METRICS, log.rows)
+        self._write(METRICS, log.rows)
         with self._phase("save"):
-            saved = self.folder / MODEL
-            saved.mkdir()
-            self.algorithm.save(model, saved)
-            found["size_on_disk"] = folder_bytes(saved)
+            self._save(model, self.folder / MODEL)
+            found["size_on_disk"] = folder_bytes(self.folder / MODEL)
         return checkpoints.rows
+
+    def _save(self, model: "PreTrainedModel", folder: Path) -> None:
+        if self.ranks.count > 1:
+            lift_budget(self._meter.device)  # whole weights pass through main memory
+            unite(model, self.ranks)
+        if self.ranks.leads:
+            folder.mkdir()
+            self.algorithm.save(model, folder)
+        self.ranks.wait()
+
+    def _write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        if self.ranks.leads:
+            write_jsonl(self.folder / name, rows)
 
     def _keeper(self, log: StepLog, checkpoints: Checkpoints, clock: Clock) -> Keeper:
         """Return what keeps the state of training, with what was reported of it and asked midway."""

@@ -67,7 +67,10 @@ class Planner:
         probed = _device(recipe) if torch.cuda.is_available() else "cpu"
         try:
             training, device = self._training(recipe, algorithm, folder), torch.device(probed)
-            question = Question(_config(folder), training, device, _precision(recipe, device), recipe.start)
+            question = Question(
+                _config(folder), training, device, _precision(recipe, device), recipe.start, recipe.devices
+            )
+            self._note(f"planned for {_device(recipe)}, in {question.precision}")
             plan = plan_memory(recipe, algorithm, question, _device(recipe))
         except Skip as error:
             return PlannedRun(**about, reason=f"skipped: {error}")

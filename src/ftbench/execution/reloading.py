@@ -14,6 +14,7 @@ from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.models.precision import Precision, choose_precision
 from ftbench.models.resolve import resolve_model
 from ftbench.registry import Registry
+from ftbench.results.mirror import with_weights
 from ftbench.results.result import Result
 from ftbench.results.store import MODEL, Run
 
@@ -45,12 +46,13 @@ def check_servable(run: Run, registry: Registry) -> Algorithm:
 
     Raises:
         UsageError: it did not end well, its model is gone, or its algorithm is not installed.
+        FtbenchError: its model is at a URL, and cannot be fetched.
     """
     result, name = run.result, run.folder.name
     if result.status != "ok":
         raise UsageError(f"run {name} is {result.status} and left no model; choose one that is ok (ftbench table)")
     algorithm = registry.make(result.recipe.algorithm, result.recipe.options)
-    if algorithm.needs != "nothing" and not (run.folder / MODEL).is_dir():
+    if algorithm.needs != "nothing" and not (with_weights(run.folder) / MODEL).is_dir():
         raise UsageError(
             f"run {name} holds no saved model ({run.folder / MODEL} is missing); run it again with --fresh"
         )

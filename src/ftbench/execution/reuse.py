@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ftbench.execution.environment import changed_versions
 from ftbench.models.resolve import resolve_model
 from ftbench.recipe import BASELINE, DEFAULT_MODEL, Recipe
 from ftbench.registry import Registry
+from ftbench.results.mirror import locate
 from ftbench.results.result import Result
 from ftbench.results.store import Run, read_run
 
@@ -78,11 +78,11 @@ def base_recipe(recipe: Recipe) -> Recipe:
 
 def _asked_of_base(recipe: Recipe) -> Recipe:
     """Leave out what changes nothing in what the untouched model says."""
-    return base_recipe(recipe).change(name="", seed=0, memory_budget=None, time_limit=None)
+    return base_recipe(recipe).change(name="", seed=0, memory_budget=None, time_limit=None, devices=1)
 
 
 def same_start(result: Result) -> bool:
     """Whether the run that training started from is still the same run."""
     if result.start is None or result.recipe.start is None:
         return result.recipe.start is None
-    return read_run(Path(result.recipe.start)).result.started == result.start.started
+    return read_run(locate(result.recipe.start)).result.started == result.start.started

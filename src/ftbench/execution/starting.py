@@ -10,6 +10,7 @@ from ftbench.data.task import TaskData
 from ftbench.errors import FtbenchError, Skip, UsageError
 from ftbench.recipe import Recipe
 from ftbench.registry import Registry
+from ftbench.results.mirror import locate, with_weights
 from ftbench.results.result import StartFacts
 from ftbench.results.store import MODEL, RESULT, Run, read_run
 
@@ -109,14 +110,14 @@ def find_start(recipe: Recipe, registry: Registry, beside: Path | None = None) -
     """
     if recipe.start is None:
         return None
-    path = Path(recipe.start)
+    path = locate(recipe.start)
     if beside and not (path / RESULT).is_file():
         path = beside / path.name
     run = read_run(path)
     result, where = run.result, f"cannot start from {path.name}"
     if result.status != "ok":
         raise UsageError(f"{where}: that run is {result.status}; choose one that is ok")
-    if not (run.folder / MODEL).is_dir():
+    if not (with_weights(run.folder) / MODEL).is_dir():
         raise UsageError(f"{where}: it holds no model; choose a run that trained one")
     if (result.recipe.model, result.recipe.revision) != (recipe.model, recipe.revision):
         raise UsageError(f"{where}: it changed the model {result.recipe.model}; add --model {result.recipe.model}")

@@ -36,7 +36,7 @@ class StepLog:
             "seconds": seconds,
         }
         self.rows.append(row)
-        self._send(Progress(row["tokens"], report.loss, row["tokens"] / seconds, self._read_peak()))
+        self._send(Progress(row["tokens"], report.loss, row["tokens"] / seconds, self._read_peak(), row))
 
     def measures(self, algorithm: str) -> dict[str, Any]:
         """Return the figures of the training, which ends now.

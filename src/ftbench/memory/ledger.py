@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -42,6 +43,12 @@ class _Book:
         self.sums[part] += entry.size
         entry.part = part
 
+    def resize(self, key: int, size: int) -> None:
+        entry = self.live[key]
+        self.sums[entry.part] += size - entry.size
+        self.total += size - entry.size
+        entry.size = size
+
     def remove(self, key: int) -> None:
         entry = self.live.pop(key)
         self.sums[entry.part] -= entry.size
@@ -63,6 +70,7 @@ class Ledger(TorchDispatchMode):
         self._vocabulary = vocabulary
         self._moment: str | None = None
         self._highest = 0
+        self._followed: list[tuple[int, torch.UntypedStorage]] = []
 
     @property
     def now(self) -> Parts:
@@ -74,6 +82,16 @@ class Ledger(TorchDispatchMode):
         for tensor in tensors:
             for key in self._enter(tensor, part) if tensor is not None else ():
                 self._book.move(key, part)
+        self._look()
+
+    def follow(self, part: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Say what tensors are whose storages come and go without an operation, as those of gathered weights do."""
+        for tensor in tensors:
+            for storage in _storages(tensor):
+                if storage._cdata not in self._book.live:
+                    self._book.add(storage._cdata, storage, part)
+                self._book.move(storage._cdata, part)
+                self._followed.append((storage._cdata, storage))
         self._look()
 
     def claim_rest(self, part: str) -> None:
@@ -102,9 +120,10 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        # Fake tensors ask for their device all the time: half of all that is dispatched.
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.prim.device.default:  # fake tensors ask for it all the time
-            return result
         for item in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
             if isinstance(item, torch.Tensor):
                 self._enter(item, self._part(item))
@@ -125,6 +144,8 @@ class Ledger(TorchDispatchMode):
         return keys
 
     def _look(self) -> None:
+        for key, storage in self._followed:
+            self._book.resize(key, storage.nbytes())
         if self._moment is not None and self._book.total > self._highest:
             self._highest = self._book.total
             self.peaks[self._moment] = self.now
@@ -132,6 +153,8 @@ class Ledger(TorchDispatchMode):
 
 def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     """Return what a tensor's values lie in: one storage, of a sparse tensor those of its parts."""
+    if hasattr(tensor, "to_local"):  # one of torch's distributed tensors: what of it lies here
+        tensor = tensor._local_tensor  # type: ignore[attr-defined]
     if tensor.layout == torch.strided:
         return [tensor.untyped_storage()]
     if tensor.layout == torch.sparse_coo:

@@ -23,14 +23,17 @@ class Meter:
     """Times phases and takes their memory peaks; one for each run.
 
     `seconds[phase]` adds up over repeated phases; `peak[phase]` is the largest. `peak` is CUDA memory allocated (bytes)
-    or, on the CPU, resident memory (bytes); `reserved` is what CUDA's allocator held, and empty on the CPU. `tensors`
-    holds the live tensors at the highest point of the phases that were counted.
+    or, on the CPU, resident memory (bytes); `reserved` is what CUDA's allocator held, and empty on the CPU. So is
+    `driver`: what of the card was in use as the driver sees it when a phase ended, contexts, kernels and other
+    processes with it; the driver keeps no peak, but the allocator gives nothing back by itself. `tensors` holds the
+    live tensors at the highest point of the phases that were counted.
     """
 
     device: "torch.device"
     seconds: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     reserved: dict[str, int] = field(default_factory=dict)
+    driver: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, Parts] = field(default_factory=dict)
 
     @property
@@ -70,6 +73,8 @@ class Meter:
                 torch.cuda.synchronize(self.device)
                 reserved = torch.cuda.max_memory_reserved(self.device)
                 self.reserved[name] = max(self.reserved.get(name, 0), reserved)
+                free, total = torch.cuda.mem_get_info(self.device)
+                self.driver[name] = max(self.driver.get(name, 0), total - free)
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
             self.peak[name] = max(self.peak.get(name, 0), self.read_peak())
 

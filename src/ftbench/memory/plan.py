@@ -9,6 +9,8 @@ Peaks = Mapping[str, Parts]
 """The highest point of each moment."""
 
 
+LOAD = "load"
+"""The moment before training that its peak does not count, and a budget must hold."""
 ADAPT, UPDATE = "adapt", "update"
 """Moments whose peak is the same however a step is cut."""
 
@@ -25,18 +27,25 @@ class Cut:
 class Forecast:
     """The highest point that is predicted for one way to cut a step.
 
-    `accumulation` is the number of micro-batches that the effective batch takes, at most.
+    `accumulation` is the number of micro-batches that the effective batch takes, at most; `load` is what loading the
+    model takes before, bytes.
     """
 
     cut: Cut
     accumulation: int
     peak: Parts
     moment: str
+    load: int = 0
+
+    @property
+    def need(self) -> int:
+        """What there must be room for, bytes."""
+        return max(self.peak.total, self.load)
 
     @property
     def least(self) -> bool:
         """Whether no other cut could take less."""
-        return self.moment == ADAPT or self.moment.endswith(f": {UPDATE}")
+        return self.load >= self.peak.total or self.moment == ADAPT or self.moment.endswith(f": {UPDATE}")
 
 
 def extrapolate(shallow: tuple[int, Peaks], deep: tuple[int, Peaks], layers: int) -> dict[str, Parts]:
@@ -70,7 +79,7 @@ def choose(forecasts: Sequence[Forecast], room: int) -> Forecast | None:
     Computing activations again takes time, so that it is only chosen where not even the smallest micro-batch fits
     without.
     """
-    fitting = [forecast for forecast in forecasts if forecast.peak.total <= room]
+    fitting = [forecast for forecast in forecasts if forecast.need <= room]
     return max(
         fitting,
         key=lambda forecast: (not forecast.cut.checkpointing, forecast.cut.micro_batch_tokens),
@@ -80,4 +89,4 @@ def choose(forecasts: Sequence[Forecast], room: int) -> Forecast | None:
 
 def smallest(forecasts: Sequence[Forecast]) -> Forecast:
     """Return the forecast that needs least; the larger micro-batch where two need the same."""
-    return min(forecasts, key=lambda forecast: (forecast.peak.total, -forecast.cut.micro_batch_tokens))
+    return min(forecasts, key=lambda forecast: (forecast.need, -forecast.cut.micro_batch_tokens))

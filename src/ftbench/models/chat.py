@@ -106,7 +106,11 @@ class ChatFormat:
 
     def reply_text(self, tokens: list[int]) -> str:
         """The text of generated tokens, control tokens left out."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return self.written_text(tokens).strip()
+
+    def written_text(self, tokens: list[int]) -> str:
+        """The same with the blanks around it."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         # Templates write their own beginning-of-sequence token; the plain format leaves that to the tokenizer.

@@ -35,20 +35,33 @@ class Row:
 
 
 class Shelf:
-    """Keys and values of the rows that have the same room, for every layer `[rows, heads, room, dim]`, without gaps."""
+    """Keys and values of the rows that have the same room, for every layer `[places, heads, room, dim]`, without gaps.
+
+    There may be more places than rows, so that a row that joins seldom moves the others.
+    """
 
     def __init__(self, room: int) -> None:
         self.room = room
+        self.places = 0
         self.rows: list[Row] = []
         self.layers: list[list[Tensor]] = []
 
+    def resize(self, places: int) -> None:
+        """Have so many places. Should that fail half way, all rows still stand where they stood."""
+        self.places = min(self.places, places)
+        for layer in self.layers:  # one tensor at a time: not all are held twice
+            for index, one in enumerate(layer):
+                # zeros: what is masked is still multiplied by 0, and nobody knows what stands in fresh memory
+                layer[index] = one.new_zeros(places, *one.shape[1:])
+                layer[index][: len(self.rows)] = one[: len(self.rows)]
+        self.places = places
+
     def put(self, row: Row, layers: list[list[Tensor]]) -> None:
-        """Take a row in; `layers` holds its keys and values, `[heads, tokens, dim]`."""
+        """Take a row in, for which there is a place; `layers` holds its keys and values, `[heads, tokens, dim]`."""
         if not self.layers:
-            self.layers = [[one.new_zeros(1, len(one), self.room, one.shape[-1]) for one in layer] for layer in layers]
-        if len(self.rows) == len(self.layers[0][0]):
-            # zeros: what is masked is still multiplied by 0, and nobody knows what stands in fresh memory
-            self.layers = [[torch.cat([one, torch.zeros_like(one)]) for one in layer] for layer in self.layers]
+            self.layers = [
+                [one.new_zeros(self.places, len(one), self.room, one.shape[-1]) for one in layer] for layer in layers
+            ]
         row.shelf, row.place = self, len(self.rows)
         self.rows.append(row)
         for layer, given in zip(self.layers, layers, strict=True):
@@ -60,7 +73,7 @@ class Shelf:
         return [[one[row.place, :, : row.length] for one in layer] for layer in self.layers]
 
     def remove(self, row: Row) -> None:
-        """Let a row go; the last one moves into its place."""
+        """Let a row go; the last one moves into its place. Of places that few rows need, half are given up."""
         last = self.rows.pop()
         if last is not row:
             for layer in self.layers:
@@ -69,7 +82,9 @@ class Shelf:
             last.place = row.place
             self.rows[row.place] = last
         if not self.rows:
-            self.layers = []
+            self.layers, self.places = [], 0
+        elif len(self.rows) <= self.places // 4:
+            self.resize(self.places // 2)
 
 
 @dataclass
@@ -150,18 +165,24 @@ class Writing:
 
 
 class Decoder:
-    """Writes rows with a model that has our attention (`is_packed`)."""
+    """Writes rows with a model that has our attention (`is_packed`).
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    Args:
+        model: what writes.
+        limit: tokens that memory may be held for, as far as the rows themselves need no more; None sets none.
+    """
+
+    def __init__(self, model: "PreTrainedModel", limit: int | None = None) -> None:
         self.model = model
+        self.limit = limit
         self._shelves: dict[int, Shelf] = {}
         # In float32 on a processor, so many rows cost four times one; what they round is too little to be seen.
         self._width = ROWS if model.get_input_embeddings().weight.dtype == torch.bfloat16 else 1
 
     @property
     def held(self) -> int:
-        """Tokens that there is memory for now, on all shelves."""
-        return sum(len(shelf.layers[0][0]) * room for room, shelf in self._shelves.items() if shelf.layers)
+        """Tokens that there is memory for now, on all shelves; may be asked in any thread."""
+        return sum(shelf.places * shelf.room for shelf in list(self._shelves.values()))
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Row, Tensor]:
@@ -174,21 +195,25 @@ class Decoder:
 
     @torch.inference_mode()
     def write(self, tokens: Mapping[Row, int]) -> dict[Row, Tensor]:
-        """Add a token to every row that there is; return the logits of the token after it, float32, `[vocabulary]`."""
+        """Add a token to each of these rows; return the logits of the token after it, float32, `[vocabulary]`.
+
+        Should that fail, the rows are as they were, and may be written again.
+        """
         for row in tokens:
             if row.length == row.shelf.room:
                 self._move(row)
-            row.length += 1
         self._tidy()
-        order = [row for _, shelf in sorted(self._shelves.items()) for row in shelf.rows]
+        order = [row for _, shelf in sorted(self._shelves.items()) for row in shelf.rows if row in tokens]
         found: dict[Row, Tensor] = {}
         for begin in range(0, len(order), ROWS):
             rows = order[begin : begin + ROWS]
             idle = max(0, self._width - len(rows))
             ids = [tokens[row] for row in rows] + [0] * idle
-            positions = [row.length - 1 for row in rows] + [0] * idle
+            positions = [row.length for row in rows] + [0] * idle
             logits = self._run(ids, positions, Writing(self._spans(rows)), last=False)
             found |= {row: logits[index] for index, row in enumerate(rows)}
+        for row in order:
+            row.length += 1
         return found
 
     @torch.inference_mode()
@@ -203,20 +228,41 @@ class Decoder:
         self._shelf(row.length + 1).put(row, before.of(row))
         before.rows[copy.place] = copy
         before.remove(copy)
+        self._spare(0)
 
     def _shelf(self, length: int) -> Shelf:
+        """Return the shelf for a row of this length, with a place for it."""
         room = -(-length // ROOM) * ROOM
-        return self._shelves.setdefault(room, Shelf(room))
+        shelf = self._shelves.setdefault(room, Shelf(room))
+        if shelf.places == len(shelf.rows):
+            more = max(1, len(shelf.rows))
+            if self.limit is not None:
+                self._spare(more * room)
+                more = max(1, min(more, (self.limit - self.held) // room))
+            shelf.resize(shelf.places + more)
+        return shelf
+
+    def _spare(self, tokens: int) -> None:
+        """Give all places up that no row has, where so many tokens more would pass the limit."""
+        if self.limit is not None and self.held + tokens > self.limit:
+            for shelf in self._shelves.values():
+                if shelf.places > len(shelf.rows):
+                    shelf.resize(len(shelf.rows))
 
     def _tidy(self) -> None:
         self._shelves = {room: shelf for room, shelf in self._shelves.items() if shelf.rows}
 
     def _spans(self, rows: list[Row]) -> list[Span]:
-        spans, begin = [], 0
-        for shelf in dict.fromkeys(row.shelf for row in rows):
-            ends = [row.length - 1 for row in rows if row.shelf is shelf]
-            spans.append(Span(shelf, rows[begin].place, begin, torch.tensor(ends, device=self.model.device)))
-            begin += len(ends)
+        """Cut the rows of a pass wherever the next one does not stand behind the one before."""
+        starts = [
+            begin
+            for begin, row in enumerate(rows)
+            if not begin or (rows[begin - 1].shelf, rows[begin - 1].place + 1) != (row.shelf, row.place)
+        ]
+        spans = []
+        for begin, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+            ends = torch.tensor([row.length for row in rows[begin:end]], device=self.model.device)
+            spans.append(Span(rows[begin].shelf, rows[begin].place, begin, ends))
         return spans
 
     def _run(self, ids: list[int], positions: list[int], rows: "Reading | Writing", *, last: bool) -> Tensor:

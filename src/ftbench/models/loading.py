@@ -1,5 +1,7 @@
 """Models and tokenizers in memory. Never with code from outside, never from pickles."""
 
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,12 @@ from ftbench.models.precision import Precision, torch_dtype
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_NAMES: Mapping[Precision, str] = {"bf16": "BF16", "float32": "F32"}
+"""What safetensors calls a precision."""
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of a value, by safetensors' names."""
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -71,6 +79,64 @@ def load_plain(folder: Path, device: "torch.device", precision: Precision = "flo
     model.to(device)  # type: ignore[arg-type]
     model.eval()
     return model
+
+
+def check_adapter(folder: Path) -> None:
+    """See that a folder holds an adapter as safetensors; peft would take a pickle in its stead, or ask the hub.
+
+    Raises:
+        FtbenchError: it does not, or they cannot be read.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        try:
+            (folder / name).open("rb").close()
+        except FileNotFoundError as error:
+            line = f"cannot read the adapter in {folder}: {name} is missing; run it again with --fresh"
+            raise FtbenchError(line) from error
+        except OSError as error:  # safetensors would say of what it may not read that it is not there
+            raise FtbenchError(f"cannot read {folder / name}: {error.strerror or error}") from error
+
+
+def weight_bytes(folder: Path, precision: Precision, *, mapped: bool = False) -> int:
+    """Return what the weights in a folder's safetensors take in a precision, bytes; files that cannot be read none.
+
+    Args:
+        folder: of the model.
+        precision: that they are loaded in.
+        mapped: whether weights in another precision count twice, as a file that is mapped and as their copy.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    size = torch_dtype(precision).itemsize
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "np") as file:
+                for weight in map(file.get_slice, list(file.keys())):
+                    values, filed = prod(weight.get_shape()), weight.get_dtype()
+                    copied = mapped and filed != _NAMES[precision]
+                    count += values * (size + (_WIDTHS.get(filed, size) if copied else 0))
+        except (OSError, SafetensorError):  # told by whoever loads them
+            continue
+    return count
+
+
+def loading_bytes(model: "PreTrainedModel", config: "PreTrainedConfig") -> int:
+    """Return what loading a model takes in main memory, bytes.
+
+    Its file is mapped so that it counts as the process's own; weights in its precision stay there, those in another are
+    copied beside it. A configuration that does not say its precision is of a time when it was float32.
+
+    Args:
+        model: as it is when it is loaded; weights without values do.
+        config: as it stands beside the file.
+    """
+    import torch
+
+    filed = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    weights = list(model.parameters())
+    copied = sum(weight.numel() * filed.itemsize for weight in weights if weight.dtype != filed)
+    return sum(weight.nbytes for weight in weights) + copied
 
 
 def prepare(model: "PreTrainedModel") -> "PreTrainedModel":

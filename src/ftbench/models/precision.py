@@ -1,6 +1,8 @@
 """In which precision a model computes."""
 
+import re
 from functools import cache
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +15,9 @@ _PAYS = 1.5
 """How many times as fast a matrix product must be in bf16 for training to gain by it."""
 _HOPELESS = 3.0
 """How many times as slow it is, at least, where there is no arithmetic for it."""
+
+_PROCESSOR = Path("/proc/cpuinfo")
+"""Linux's description of the processor."""
 
 
 def choose_precision(asked: str, device: "torch.device") -> Precision:
@@ -38,17 +43,26 @@ def torch_dtype(precision: Precision) -> "torch.dtype":
 
 @cache
 def _has_bf16(device: "torch.device") -> bool:
-    """Whether bf16 is worth it. On a processor it is tried, once: flags say what it understands, not does fast."""
+    """Whether bf16 is worth it. On a processor that understands it, it is tried, once: it need not do it fast."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if _lacks_bf16(_PROCESSOR):
+        return False
     wide = half = 0.0
     for rows, times in ((16, 8), (256, 2), (256, 12)):  # without such arithmetic all of these would take a minute
         wide, half = _seconds(torch.float32, torch.bfloat16, rows=rows, times=times)
         if half > _HOPELESS * wide:
             return False
     return wide > _PAYS * half
+
+
+def _lacks_bf16(processor: Path) -> bool:
+    """Whether a processor's description lists its instructions, and none of them computes in bf16."""
+    text = processor.read_text("utf-8", "replace") if processor.exists() else ""
+    listed = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return listed is not None and "bf16" not in listed[1]
 
 
 def _seconds(*dtypes: "torch.dtype", rows: int, times: int) -> list[float]:

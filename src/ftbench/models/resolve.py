@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ftbench.errors import FtbenchError, UsageError, nearest
+from ftbench.errors import FtbenchError, UsageError, nearest, returned
 from ftbench.models.bundled import bundled_model
 from ftbench.recipe import DEFAULT_MODEL
 
@@ -91,7 +91,7 @@ def _locate(model: str, revision: str | None, patterns: list[str], brought: Brou
     if model == DEFAULT_MODEL:
         folder = bundled_model(cache_folder())
     elif model in brought:
-        folder = brought[model]().locate(cache_folder())
+        folder = returned(brought[model]().locate(cache_folder()), Path, brought[model], "locate")
     elif Path(model).is_dir():
         folder = Path(model)
     elif model.count("/") == 1 and not model.startswith((".", "/", "~")):

@@ -1,7 +1,7 @@
 """Models without weights, from their configuration alone."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,10 @@ def build_skeleton(config: "PreTrainedConfig", precision: Precision) -> "PreTrai
 
     try:
         with no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(precision))
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                deepcopy(config),  # transformers writes the precision into it
+                dtype=torch_dtype(precision),
+            )
     except (ValueError, KeyError) as error:
         raise FtbenchError(f"no causal language model from this configuration: {first_line(error)}") from error
     model.tie_weights()  # which no_init_weights leaves out
@@ -101,7 +104,8 @@ def without_values(device: "torch.device") -> Iterator[None]:
 
     torch.utils.swap_tensors = convert
     try:
-        with FakeTensorMode(), torch.device(device):  # type: ignore[no-untyped-call]
+        # Where tensors are made on the processor anyway, nobody has to stand in every call's way to say so.
+        with FakeTensorMode(), nullcontext() if device.type == "cpu" else torch.device(device):  # type: ignore[no-untyped-call]
             yield
     finally:
         torch.utils.swap_tensors = swap

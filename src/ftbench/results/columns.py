@@ -158,6 +158,14 @@ COLUMNS = (
         about="Rise of the loss, in nats per token, on people's ordinary replies to the same prompts, against the "
         "untouched model. Below 0 those replies have become more likely.",
     ),
+    Column(
+        "judge_agreement",
+        "judges agree ↑",
+        lambda value: f"{value:.2f}",
+        more_is_better=True,
+        wide=True,
+        about="Share, 0 to 1, of replies of which a second judge, of another kind, says the same as the first.",
+    ),
     Column("reply_tokens", "tokens a reply", _whole, wide=True, about="Mean length of a reply, in tokens."),
     Column(
         "peak_memory_bytes",

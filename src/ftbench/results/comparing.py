@@ -7,6 +7,9 @@ from ftbench.recipe import Recipe
 from ftbench.results.result import Result
 from ftbench.results.store import Run
 
+_Identity = tuple[str, str, int, bool]
+_Terms = tuple[str, ...]
+
 
 def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     """Put comparable runs together; of repeated runs of one recipe the newest ok one counts (else the newest).
@@ -19,25 +22,41 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     Returns:
         Sets of runs, none empty; the first of each knows all its terms where any does.
     """
-    grouped: dict[tuple[str, ...], list[Run]] = {}
-    for run in sorted(_newest(runs), key=lambda run: len(_unknown(run.result))):
-        own = tuple(terms(run.result).values())
+    grouped: dict[_Terms, list[Run]] = {}
+    for own, run in sorted(_newest(runs), key=lambda held: len(_unknown(held[1].result))):
         if own not in grouped and _unknown(run.result):
             own = next((found for found, group in grouped.items() if _fits(run.result, group)), own)
         grouped.setdefault(own, []).append(run)
     return list(grouped.values())
 
 
-def _newest(runs: Sequence[Run]) -> list[Run]:
-    done = {(*_identity(run), *terms(run.result).values()): run for run in runs if run.result.status == "ok"}
-    recipes = {_identity(run) for run in done.values()}
-    ended = {_identity(run): run for run in runs if _identity(run) not in recipes}
-    return [*done.values(), *ended.values()]
+def _newest(runs: Sequence[Run]) -> list[tuple[_Terms, Run]]:
+    """Leave out repetitions; return each run with its terms, which take a while to write for thousands.
+
+    A run that ended early is repeated by one with which it agrees as far as it got: not by one on another machine.
+    """
+    kept: dict[_Identity, list[tuple[dict[str, str], Run]]] = {}
+    for run in sorted(runs, key=lambda run: run.result.status == "ok"):
+        own = terms(run.result)
+        beside = kept.setdefault(_identity(run), [])
+        beside[:] = [(other, held) for other, held in beside if not _agree(other, held.result, own, run.result)]
+        beside.append((own, run))
+    return [(tuple(own.values()), run) for each in kept.values() for own, run in each]
 
 
-def _identity(run: Run) -> tuple[str, bool]:
-    """Name a recipe, and whether its rate was sought: it may be the one that the algorithm has anyway."""
-    return run.result.recipe_digest, run.result.tuning is not None
+def _agree(one: dict[str, str], result: Result, other: dict[str, str], beside: Result) -> bool:
+    """Whether two results have the same terms, of those that both got to know."""
+    unknown = _unknown(result) | _unknown(beside)
+    return all(one[term] == other[term] for term in one if term not in unknown)
+
+
+def _identity(run: Run) -> _Identity:
+    """Name a recipe, and whether its rate was sought: it may be the one that the algorithm has anyway.
+
+    Algorithm and seed are a part of the digest; where that was edited by hand, no run falls out all the same.
+    """
+    result = run.result
+    return result.recipe_digest, result.recipe.algorithm, result.recipe.seed, result.tuning is not None
 
 
 def _unknown(result: Result) -> set[str]:
@@ -68,7 +87,8 @@ def terms(result: Result) -> dict[str, str]:
         "judge": f"{result.judge.version} ({result.judge.digest[:8]}), AUC {result.judge.auc:.3f}"
         if result.judge
         else "?",
-        "hardware": f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.precision}"
+        "hardware": (f"{recipe.devices} times " if recipe.devices > 1 else "")
+        + f"{result.environment.hardware}, {result.environment.cores} cores, {result.environment.precision}"
         if result.environment
         else "?",
     }

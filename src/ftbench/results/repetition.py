@@ -72,6 +72,10 @@ class Repetition(BaseModel):
     changes: list[Change]
     replies: int
     other_replies: list[OtherReply]
+    other_verdicts: int
+    """Prompts, attacks among them, of whose replies the judge says something else."""
+    all_recorded: bool
+    """Whether both got as far as to know all that they hang on."""
     figures: list[Figure]
 
     @computed_field  # type: ignore[prop-decorator]
@@ -79,7 +83,7 @@ class Repetition(BaseModel):
     def same(self) -> bool:
         """Whether both ended alike, with the same replies and the same figures of quality."""
         figures = all(figure.then == figure.now for figure in self.figures if figure.quality)
-        return self.status is None and not self.other_replies and figures
+        return self.status is None and not self.other_replies and not self.other_verdicts and figures
 
 
 def compare_runs(then: Run, now: Run) -> Repetition:
@@ -93,7 +97,7 @@ def compare_runs(then: Run, now: Run) -> Repetition:
     return Repetition(
         run=str(then.folder),
         again=str(now.folder),
-        status=_change("status", then.result.status, now.result.status),
+        status=_change("status", _ending(then.result), _ending(now.result)),
         changes=changes(then.result, now.result),
         replies=len(prompts),
         other_replies=[
@@ -101,6 +105,8 @@ def compare_runs(then: Run, now: Run) -> Repetition:
             for prompt in prompts
             if before.get(prompt) != after.get(prompt)
         ],
+        other_verdicts=_other_verdicts(then.result, now.result),
+        all_recorded=_facts(then.result).keys() == _facts(now.result).keys(),
         figures=[
             Figure(name=name, quality=name in _QUALITY, then=_figure(then, name), now=_figure(now, name))
             for name in (*_QUALITY, *_COST)
@@ -138,8 +144,26 @@ def _change(what: str, then: str, now: str) -> Change | None:
     return None if then == now else Change(what=what, then=then, now=now)
 
 
+def _ending(result: Result) -> str:
+    """How a run ended; of what went wrong also where and, but for sizes and seconds that vary, why."""
+    where = f" in {result.phase}" if result.phase else ""
+    why = f" ({result.reason})" if result.status in ("failed", "skipped") else ""
+    return f"{result.status}{where}{why}"
+
+
 def _replies(run: Run) -> dict[str, str]:
-    return {item.prompt: item.reply for item in run.replies()} if run.result.status == "ok" else {}
+    """Return the replies to all prompts, those that attack among them, as far as they were kept."""
+    if run.result.status != "ok":
+        return {}
+    return {item.prompt: item.reply for item in run.replies()} | {item.prompt: item.reply for item in run.attacks()}
+
+
+def _other_verdicts(then: Result, now: Result) -> int:
+    one, other = then.outcomes, now.outcomes
+    if one is None or other is None:
+        return 0
+    pairs = ((one.on_topic, other.on_topic), (one.attacks_on_topic, other.attacks_on_topic))
+    return sum(a != b for before, after in pairs for a, b in zip(before, after, strict=False))
 
 
 def _figure(run: Run, name: str) -> float | None:
@@ -156,9 +180,11 @@ def describe_repetition(found: Repetition) -> str:
         lines = [[f"  {one.what}", _short(one.then), _short(one.now)] for one in found.changes]
         parts.append("what the run hangs on\n" + tabulate(lines, ["", "then", "now"], "plain", disable_numparse=True))
     else:
-        parts.append("what the run hangs on: all the same")
+        known = "all the same" if found.all_recorded else "the same as far as both recorded it"
+        parts.append(f"what the run hangs on: {known}")
     identical = found.replies - len(found.other_replies)
-    parts.append("\n".join([f"replies: {identical} of {found.replies} identical", *_others(found)]))
+    verdicts = [f"verdicts: {found.other_verdicts} of the judge's are others"] if found.other_verdicts else []
+    parts.append("\n".join([f"replies: {identical} of {found.replies} identical", *_others(found), *verdicts]))
     figures = [[f"  {one.name.replace('_', ' ')}", *_cells(one)] for one in found.figures]
     parts.append("figures\n" + tabulate(figures, ["", "then", "now", "difference"], "plain", disable_numparse=True))
     parts.append("came out the same" if found.same else "came out different")

@@ -1,8 +1,8 @@
 """The result of a run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ftbench.evaluation.statistics import Measured
 from ftbench.memory.fit import Reduction
@@ -12,7 +12,19 @@ SCHEMA = 1
 RELIABLE_AUC = 0.9
 """Below it, a judge mistakes too many gold replies for its verdicts to be trusted."""
 
+RELIABLE_AGREEMENT = 0.9
+"""Below it, two judges of unlike kinds say too often what the other does not for one of them to be believed alone."""
+
 Status = Literal["ok", "out-of-memory", "timed-out", "failed", "skipped"]
+
+
+def _within(value: Measured) -> Measured:
+    if not 0 <= value.mean <= 1:
+        raise ValueError("a share lies between 0 and 1")
+    return value
+
+
+Share = Annotated[Measured, AfterValidator(_within)]
 
 
 class JudgeFacts(BaseModel):
@@ -140,17 +152,23 @@ class Outcomes(BaseModel):
     attacks: str = Field("", description="SHA-256 of the prompts that attack")
     attacks_on_topic: list[bool] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _alike(self) -> "Outcomes":
+        if not len(self.on_topic) == len(self.rise) == len(self.ordinary_tokens):
+            raise ValueError("there are not as many outcomes of each kind as prompts")
+        return self
+
 
 class Measures(BaseModel):
     """The figures of a run. Bytes, seconds, real tokens; a figure that was not reached is None."""
 
     model_config = ConfigDict(frozen=True)
 
-    adherence: Measured | None = None
-    adherence_under_attack: Measured | None = None
-    distinct: Measured | None = None
-    degenerate: Measured | None = Field(None, description="share of replies that are no text; they count as off topic")
-    agreement: Measured | None = Field(None, description="share of the others that both judges say the same of")
+    adherence: Share | None = None
+    adherence_under_attack: Share | None = None
+    distinct: Share | None = None
+    degenerate: Share | None = Field(None, description="share of replies that are no text; they count as off topic")
+    agreement: Share | None = Field(None, description="share of the others that both judges say the same of")
     kappa: float | None = Field(None, description="Cohen's, of the same verdicts; None where chance alone agrees")
     forgetting: Measured | None = None
     tokens_per_second: float | None = None
@@ -171,7 +189,7 @@ class Measures(BaseModel):
     reply_tokens: float | None = Field(None, description="mean tokens of a reply")
     replies_ended: float | None = Field(None, description="share of replies that the model ended by itself")
     peak_memory_bytes: int | None = Field(
-        None, description="highest while training; without training, while evaluating"
+        None, description="highest while training; without training, while evaluating, or where memory ran out"
     )
     peak_parts: dict[str, int] = Field(
         default_factory=dict, description="bytes of tensors at that peak, by what they are"
@@ -182,10 +200,12 @@ class Measures(BaseModel):
     resumed: int = Field(0, description="how often training went on where a killed process had left it")
     reductions: list[Reduction] = Field(default_factory=list, description="steps that ran out of memory")
     peak_reserved_bytes: int | None = Field(None, description="what CUDA's allocator held; none on the CPU")
+    peak_driver_bytes: int | None = Field(None, description="of the card in use when that phase ended, says the driver")
     memory_kind: str = Field("resident", description="what the memory peaks count")
     own: dict[str, float] = Field(default_factory=dict, description="what the algorithm measured of itself, by name")
     phase_seconds: dict[str, float] = Field(default_factory=dict)
     phase_peak_bytes: dict[str, int] = Field(default_factory=dict)
+    phase_driver_bytes: dict[str, int] = Field(default_factory=dict, description="in use at the end; empty on the CPU")
     phase_tensor_bytes: dict[str, int] = Field(default_factory=dict, description="highest of live tensors, exactly")
 
 
@@ -217,6 +237,7 @@ class Result(BaseModel):
     plugin: str
     plugin_version: str
     started: str
+    command: str = Field("", description="what repeats the run and compares, typed where it was made; --out as then")
     model_digest: str | None = None
     chat_format: str | None = None
     system_prompt: str | None = None

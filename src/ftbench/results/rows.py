@@ -82,14 +82,18 @@ def _group(members: Sequence[Run], held: Sequence[_Held]) -> Group:
 
 
 def _by_seeds(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put the seeds of one recipe together, in their order."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
+    """Put the seeds of one recipe together, in their order, each once.
+
+    Recipes that differ in what changes no figure (how often it was asked midway, a time limit) are one; of its runs
+    under one seed the newest that ended well counts, for a seed that is counted twice would look like two.
+    """
+    found: dict[str, dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.result.status == "ok", run.result.started)):
         recipe = run.result.recipe
         tuned = run.result.tuning is not None
         key = json.dumps([recipe.algorithm, recipe.options, recipe.start, recipe.memory_budget, tuned], sort_keys=True)
-        found.setdefault(key, []).append(run)
-    return [sorted(seeds, key=lambda run: run.result.recipe.seed) for seeds in found.values()]
+        found.setdefault(key, {})[recipe.seed] = run
+    return [[seeds[seed] for seed in sorted(seeds)] for seeds in found.values()]
 
 
 def _one_budget(runs: Sequence[Run]) -> dict[str, str]:
@@ -148,7 +152,7 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
             for name in measures.own
         },
         "judge_auc": first.judge.auc if first.judge else None,
-        "judge_agreement": measures.agreement.mean if measures.agreement else None,
+        "judge_agreement": (_over_seeds(of, "agreement") or {}).get("mean"),
         "judge_warning": first.judge.warning if first.judge else None,
         "runs": [str(run.folder.name) for run in runs],
     }
@@ -206,7 +210,8 @@ def _alike(runs: Sequence[Run], *names: str) -> list[Outcomes] | None:
     """Return the outcomes of runs that were asked the same, and hold as many of each name; None where they do not."""
     found = [run.result.outcomes for run in runs]
     known = [each for each in found if each is not None]
-    asked = {(each.prompts, each.attacks, *(len(getattr(each, name)) for name in names)) for each in known}
+    prompts = "attacks" if names == ("attacks_on_topic",) else "prompts"
+    asked = {(getattr(each, prompts), *(len(getattr(each, name)) for name in names)) for each in known}
     return known if len(known) == len(found) and len(asked) == 1 else None
 
 
@@ -219,22 +224,39 @@ def _table(runs: Sequence[Run], name: str) -> "NDArray[Any] | None":
 
 
 def _hold_against(name: str, groups: Sequence[Sequence[_Held]]) -> None:
-    """Fill in each row's difference in adherence from the one called `name`, in every group that has it."""
+    """Fill in each row's difference in adherence from the one called `name`, in every group that has it.
+
+    A row is held against that of its own memory budget: under another, both may have trained otherwise. What trains
+    nothing, and is run once in a sweep, is the same under all.
+    """
     known = {called for held in groups for _, row in held for called in (row["algorithm"], *row["runs"])}
     if name not in known:
         raise UsageError(f"--against {name}: no such row; {nearest(name, known)}")
     for held in groups:
-        fitting = [(runs, row) for runs, row in held if name == row["algorithm"] or name in row["runs"]]
-        if len(fitting) > 1:
-            several = ", ".join(row["runs"][0] for _, row in fitting)
-            raise UsageError(f"--against {name}: several rows are that; name one of their runs: {several}")
-        if not fitting:
-            continue
-        reference, of = fitting[0]
-        others = [(row, _difference(runs, reference)) for runs, row in held if row is not of and row["adherence"]]
-        of["difference"] = {**Difference(mean=0.0, seeds=len(of["seeds"])).model_dump(), "verdict": REFERENCE}
+        others: list[tuple[Row, Difference]] = []
+        references = _references(name, held)
+        for reference, of in references:
+            anywhere = len(references) == 1 and not _has_seed(reference[0])
+            of["difference"] = {**Difference(mean=0.0, seeds=len(of["seeds"])).model_dump(), "verdict": REFERENCE}
+            others += [
+                (row, _difference(runs, reference))
+                for runs, row in held
+                if row is not of and row["adherence"] and (anywhere or row["memory_budget"] == of["memory_budget"])
+            ]
         for (row, _), found in zip(others, correct([one for _, one in others]), strict=True):
             row["difference"] = {**found.model_dump(), "verdict": verdict(found)}
+
+
+def _references(name: str, held: Sequence[_Held]) -> list[_Held]:
+    """Return the rows called `name`, one at most of each memory budget."""
+    found: dict[int | None, _Held] = {}
+    for runs, row in held:
+        if name == row["algorithm"] or name in row["runs"]:
+            other = found.setdefault(row["memory_budget"], (runs, row))[1]
+            if other is not row:
+                several = f"{other['runs'][0]}, {row['runs'][0]}"
+                raise UsageError(f"--against {name}: several rows are that; name one of their runs: {several}")
+    return list(found.values())
 
 
 def _difference(runs: Sequence[Run], reference: Sequence[Run]) -> Difference:

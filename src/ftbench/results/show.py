@@ -7,12 +7,13 @@ from tabulate import tabulate
 
 from ftbench.evaluation.statistics import Measured
 from ftbench.memory.budget import format_bytes
+from ftbench.results.address import words_for
 from ftbench.results.result import Result
 from ftbench.results.store import Run
 
 _OWN_SECTIONS = {
-    "phase_seconds", "phase_peak_bytes", "phase_tensor_bytes", "peak_parts", "micro_batch_tokens", "checkpointing",
-    "reductions", "own",
+    "phase_seconds", "phase_peak_bytes", "phase_driver_bytes", "phase_tensor_bytes", "peak_parts",
+    "micro_batch_tokens", "checkpointing", "reductions", "own",
 }  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def describe_run(run: Run, replies: int) -> str:
 
 def repeat_command(run: Run) -> str:
     """Return what to type to do a run again and compare."""
-    return shlex.join(["ftbench", "rerun", str(run.folder)])
+    return shlex.join(["ftbench", "rerun", *words_for(run.folder)])
 
 
 def _section(title: str, rows: dict[str, str]) -> str:
@@ -170,6 +171,8 @@ def _phases(result: Result) -> dict[str, str]:
     def line(phase: str, seconds: float) -> str:
         tensors = measures.phase_tensor_bytes.get(phase)
         counted = f", tensors {format_bytes(tensors)}" if tensors else ""
+        driver = measures.phase_driver_bytes.get(phase)
+        counted += f", of the card in use {format_bytes(driver)}" if driver else ""
         return f"{seconds:8.1f} s   peak {format_bytes(measures.phase_peak_bytes.get(phase, 0))} {kind}{counted}"
 
     return {f"  {phase}": line(phase, seconds) for phase, seconds in measures.phase_seconds.items()}

@@ -6,8 +6,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from ftbench.errors import FtbenchError, UsageError, nearest
 from ftbench.evaluation.attack import AttackReply
 from ftbench.evaluation.evaluate import EvaluatedPrompt
-from ftbench.files import disk_error, sync_folder
+from ftbench.files import disk_error, follow_umask, sync_folder
 from ftbench.recipe import Recipe, first_problem
+from ftbench.results.address import name_of
 from ftbench.results.result import SCHEMA, Result
 
 RESULT = "result.json"
@@ -28,6 +29,8 @@ REPLIES = "replies.jsonl"
 ATTACKS = "attacks.jsonl"
 LOG = "log.txt"
 MODEL = "model"
+LAUNCH = "launch.txt"
+"""Which launch a run came of, where a launch may be tried again on another machine."""
 _STAGING = ".unfinished-"
 _T = TypeVar("_T")
 
@@ -84,7 +87,7 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         _sweep(out)
-        folder = Path(tempfile.mkdtemp(dir=out, prefix=f"{_STAGING}{os.getpid()}@{platform.node()}-"))
+        folder = Path(tempfile.mkdtemp(dir=out, prefix=f"{_STAGING}{os.getpid()}@{_machine()}-"))
     except OSError as error:
         raise disk_error(out, error) from error
     try:
@@ -96,32 +99,55 @@ def staging(out: Path) -> Iterator[Path]:
 def publish(folder: Path, out: Path, recipe: Recipe) -> Path:
     """Rename a staged run to its place: ALGORITHM-sSEED-DIGEST, with a number behind where that is taken.
 
-    Nothing is ever replaced, so that two processes that write into one folder cannot lose each other's runs.
+    Nothing is ever replaced, so that two processes that write into one folder cannot lose each other's runs. The number
+    is higher than that of every run of the same recipe, also where one between was removed: it says which is newer. Of
+    one launch only the first run is published, and its folder is returned to the others.
 
     Raises:
         FtbenchError: the disk is full or the folder cannot be written.
     """
     name = run_name(recipe)
+    launch = of_launch(folder)
     try:
+        follow_umask(folder)  # a server may be another user, as the container's is
         sync_folder(folder)
-        for number in range(1, 10_000):
+        there = {number: path for path in out.iterdir() if (number := _number(path.name, name))}
+        for path in there.values():
+            if launch and of_launch(path) == launch:
+                return path
+        for number in range(max(there, default=0) + 1, 10_000):
             target = out / (name if number == 1 else f"{name}-{number}")
             try:
                 folder.rename(target)
-            except OSError:  # taken: a rename onto a folder with content fails
+            except OSError:  # taken meanwhile: a rename onto a folder with content fails
                 if not target.exists():
                     raise
+                if launch and of_launch(target) == launch:
+                    return target
                 continue
-            target.chmod(0o755)
             return target
     except OSError as error:
         raise disk_error(out, error) from error
     raise FtbenchError(f"{out} already holds 10,000 runs of {name}; choose another --out")
 
 
-def run_name(recipe: Recipe) -> str:
+def of_launch(folder: Path) -> str | None:
+    """Return which launch a run came of; None where nothing is written of that."""
+    try:
+        return (folder / LAUNCH).read_text("utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def run_name(recipe: Recipe, digest: str | None = None) -> str:
     """What the folder of a recipe's run is called; a variant's colon is none that every file system takes."""
-    return f"{recipe.algorithm.replace(':', '-')}-s{recipe.seed}-{recipe.digest()[:8]}"
+    return f"{recipe.algorithm.replace(':', '-')}-s{recipe.seed}-{(digest or recipe.digest())[:8]}"
+
+
+def _number(folder: str, name: str) -> int:
+    """Return which of a recipe's runs a folder is, by its name: 1 is the first; 0 where it is none of them."""
+    more = folder.removeprefix(f"{name}-")
+    return 1 if folder == name else int(more) if more != folder and more.isdecimal() else 0
 
 
 def read_run(folder: Path) -> Run:
@@ -166,25 +192,42 @@ def read_runs(out: Path) -> tuple[list[Run], list[str]]:
     runs, warnings = [], []
     with os.scandir(out) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    with _without_collecting():
-        for folder in (out / name for name in names):
-            if (folder / RESULT).exists():
+    with without_collecting():
+        for name in names:
+            if os.path.exists(f"{out}/{name}/{RESULT}"):  # noqa: PTH110  (a path object each takes longer than asking)
                 try:
-                    runs.append(read_run(folder))
+                    runs.append(read_run(out / name))
                 except FtbenchError as error:
                     warnings.append(str(error))
-    runs.sort(key=lambda run: (run.result.started, run.folder.name))
-    return runs, warnings
+    return oldest_first(runs), warnings
+
+
+def oldest_first(runs: Iterable[Run]) -> list[Run]:
+    """Sort runs by when they started; those of one recipe in one folder by their numbers, for clocks are set back."""
+    ordered = sorted(runs, key=lambda run: (run.result.started, run.folder.name))
+    places: dict[tuple[Path, str], list[int]] = {}
+    numbers = []
+    for place, run in enumerate(ordered):
+        name = run_name(run.result.recipe, run.result.recipe_digest)
+        numbers.append(_number(run.folder.name, name))
+        if numbers[place]:
+            places.setdefault((run.folder.parent, name), []).append(place)
+    found = list(ordered)
+    for taken in places.values():
+        for place, by_number in zip(taken, sorted(taken, key=numbers.__getitem__), strict=True):
+            found[place] = ordered[by_number]
+    return found
 
 
 @contextmanager
-def _without_collecting() -> Iterator[None]:
+def without_collecting() -> Iterator[None]:
     """Spare thousands of results, of which nothing is garbage, from being looked through again and again."""
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()  # or all that was read would be walked once more as soon as it begins
         if collecting:
             gc.enable()
 
@@ -209,7 +252,7 @@ def find_run(name: str, out: Path, *, ok: bool = False) -> Run:
         runs = [run for run in runs if run.result.status == "ok"]
     fitting = [run for run in runs if run.folder.name.startswith(name.replace(":", "-"))]
     if not fitting:
-        raise UsageError(f"no run '{name}' in {out}; {nearest(name, _names(runs))}")
+        raise UsageError(f"no run '{name}' in {name_of(out)}; {nearest(name, _names(runs))}")
     return fitting[-1]
 
 
@@ -224,5 +267,12 @@ def _sweep(out: Path) -> None:
 
     for folder in out.glob(f"{_STAGING}*"):
         owner, _, machine = folder.name.removeprefix(_STAGING).rpartition("-")[0].partition("@")
-        if owner.isdigit() and machine == platform.node() and not psutil.pid_exists(int(owner)):
+        if owner.isdigit() and machine == _machine() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _machine() -> str:
+    """Name the machine and, on Linux, where on it processes have their numbers: containers may share a name."""
+    with suppress(OSError):
+        return f"{platform.node()}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    return platform.node()

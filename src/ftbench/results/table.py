@@ -10,6 +10,7 @@ from typing import Any
 from ftbench.evaluation.comparison import LEVEL, Difference
 from ftbench.evaluation.statistics import Measured
 from ftbench.results.columns import REFERENCE, Column, Row, shown_columns
+from ftbench.results.result import RELIABLE_AGREEMENT
 from ftbench.results.rows import Group
 
 FORMATS = ("github", "html", "latex", "csv", "json")
@@ -104,6 +105,17 @@ def notes(rows: list[Row]) -> list[str]:
     """Say below a table what its cells have no room for."""
     lines = [f"{row['algorithm']}: {row['status']}: {row['reason']}" for row in rows if row["reason"]]
     lines += dict.fromkeys(f"warning: {row['judge_warning']}" for row in rows if row["judge_warning"])
+    lines += [
+        f"warning: of {row['algorithm']}'s replies the second judge agrees on {row['judge_agreement']:.2f} "
+        f"only, below {RELIABLE_AGREEMENT:.2f}: read some (ftbench show)"
+        for row in rows
+        if row["judge_agreement"] is not None and row["judge_agreement"] < RELIABLE_AGREEMENT
+    ]
+    plain = [row["algorithm"] for row in rows if row["learning_rate"] is not None and row["tuning_seconds"] is None]
+    if plain and len(plain) < sum(row["learning_rate"] is not None for row in rows):
+        lines.append(
+            f"not tuned: {', '.join(dict.fromkeys(plain))}: their learning rates were not sought, as others' were"
+        )
     tests = sum(row["difference"] is not None and row["difference"]["p_corrected"] is not None for row in rows)
     if tests:
         lines.append(

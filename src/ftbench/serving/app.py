@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from ftbench.serving.asked import ChatRequest, first_fault, request_schema
 from ftbench.serving.engine import Engine
@@ -93,6 +95,7 @@ def build_app(models: Sequence[Served], limits: Limits, key: str | None = None) 
         summary="Reply to a conversation",
     )
     async def chat(request: Request) -> Response:
+        arrived = monotonic()
         try:
             asked = ChatRequest.model_validate_json(await read_body(request, limits))
         except ValidationError as error:
@@ -100,7 +103,7 @@ def build_app(models: Sequence[Served], limits: Limits, key: str | None = None) 
             raise Fault(400, message, "invalid_value", param) from error
         # a long conversation takes a while to be cut into tokens: others go on meanwhile
         plan = await asyncio.to_thread(plan_reply, asked, by_name, limits)
-        reply = Reply(plan, engine, metrics, limits)
+        reply = Reply(plan, engine, metrics, limits, arrived)
         reply.begin()
         return await (_streamed if asked.stream else _whole)(reply, request)
 
@@ -113,7 +116,21 @@ async def _streamed(reply: Reply, request: Request) -> Response:
     first = await _next_or_gone(reply, request)
     if isinstance(first, Refused):
         raise refusal(first.why)
-    return StreamingResponse(reply.stream(first), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return _Stream(reply, first)
+
+
+class _Stream(StreamingResponse):
+    """A reply's stream. However it ends, even before it has begun, the reply is given up unless it is finished."""
+
+    def __init__(self, reply: Reply, first: Piece | Finished) -> None:
+        super().__init__(reply.stream(first), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reply.end()
 
 
 async def _whole(reply: Reply, request: Request) -> Response:
@@ -175,8 +192,8 @@ def _add_reading(
 
     @app.get("/healthz", response_model=None, summary="Whether replies are written", responses=_faults(*_ALWAYS))
     async def healthz() -> Response:
-        if not engine.alive:
-            raise refusal("stopping")
+        if engine.over is not None:
+            raise refusal(engine.over)
         return JSONResponse({"status": "ok", "models": list(models)} if key is None else {"status": "ok"})
 
     @app.get(

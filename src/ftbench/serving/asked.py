@@ -19,11 +19,19 @@ class TextPart(_Strict):
 
 
 class Message(_Strict):
-    """What one side said."""
+    """What one side said.
+
+    OpenAI's clients send a reply back as they read it, with what it has not: those fields are taken as null alone.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     @property
     def turn(self) -> Turn:

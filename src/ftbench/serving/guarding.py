@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ftbench.serving.faults import Fault
+from ftbench.serving.faults import Fault, refusal
 from ftbench.serving.limits import Limits
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -44,8 +44,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        begun = False
+
         async def guarded(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -55,6 +59,9 @@ class Guard:
         self._inside += 1
         try:
             await (fault.response() if fault else self._app)(scope, receive, guarded)
+        except asyncio.CancelledError:  # the web server ends, and this request has not ended in time
+            if not begun:
+                await refusal("stopping").response()(scope, receive, guarded)
         finally:
             self._inside -= 1
 

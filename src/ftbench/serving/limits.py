@@ -20,6 +20,6 @@ class Limits:
     seconds: float = 120.0
     """From a request's arrival to the end of its reply."""
     body_seconds: float = 20.0
-    """In which a request's body has to arrive."""
+    """In which a request's head has to arrive, its body after that, and in which a client has to read on."""
     requests: int = 512
     """Requests of any kind at once, those included whose body is still arriving."""

@@ -221,6 +221,8 @@ async function begin() {
   arrange();
 }
 
+const enter = () => begin().catch(() => notice("The server cannot be reached."));
+
 at("model-0").addEventListener("change", () => {
   if (at("model-1").value === at("model-0").value) at("model-1").value = "";
   arrange();
@@ -252,9 +254,12 @@ at("ask").addEventListener("submit", (event) => {
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("ftbench-key", at("key").value.trim());
+  const key = at("key").value.trim();
+  if (!/^[\x21-\x7e]+( *[\x21-\x7e]+)*$/.test(key)) return notice("The API key has only printable ASCII characters.");
+  sessionStorage.setItem("ftbench-key", key);
   at("key").value = "";
-  begin();
+  enter();
 });
 at("max_tokens").max = settings.reply_tokens;
-begin().catch(() => notice("The server cannot be reached."));
+at("max_tokens").value = Math.min(at("max_tokens").value, settings.reply_tokens);
+enter();

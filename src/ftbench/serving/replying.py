@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from ftbench.errors import FtbenchError
+from ftbench.models.decoding import ROOM
 from ftbench.serving.asked import ChatRequest
 from ftbench.serving.engine import Engine
 from ftbench.serving.faults import Fault, refusal
@@ -54,13 +55,15 @@ def plan_reply(asked: ChatRequest, models: dict[str, Served], limits: Limits) ->
         ids = served.chat.conversation_ids([message.turn for message in asked.messages])
     except FtbenchError as error:
         raise Fault(400, str(error), "conversation_not_taken", "messages") from error
-    room = min(served.context, limits.cache_tokens) - len(ids)
+    # whole rooms: that is what the engine gives places by
+    most = min(served.context, limits.cache_tokens // ROOM * ROOM)
+    room = most - len(ids)
     wanted = asked.wanted if asked.wanted is not None else min(limits.reply_tokens, max(room, 1))
     if len(ids) > limits.prompt_tokens or wanted > room:
         raise Fault(
             400,
             f"the conversation has {len(ids):,} tokens and the reply may have {wanted:,}; there is room for "
-            f"{min(served.context, limits.cache_tokens):,} together, {limits.prompt_tokens:,} of them before the reply",
+            f"{most:,} together, {limits.prompt_tokens:,} of them before the reply",
             "context_length_exceeded",
             "messages",
         )
@@ -68,12 +71,12 @@ def plan_reply(asked: ChatRequest, models: dict[str, Served], limits: Limits) ->
 
 
 class Reply:
-    """A reply on its way."""
+    """A reply on its way; `arrived` is when its request did, by the monotonic clock."""
 
-    def __init__(self, plan: Plan, engine: Engine, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, plan: Plan, engine: Engine, metrics: Metrics, limits: Limits, arrived: float) -> None:
         self.plan = plan
         self._engine, self._metrics = engine, metrics
-        self._began = monotonic()
+        self._began = arrived
         self._created = int(time())
         self._id = f"chatcmpl-{uuid4().hex}"
         self._loop = asyncio.get_running_loop()
@@ -84,7 +87,7 @@ class Reply:
             plan.served, plan.ids, plan.max_tokens, sampling, self._tell, asked.stops, self._began + limits.seconds
         )
         self._over = False
-        self._text_seen = False
+        self._read = False  # its prompt, by the model
 
     def _tell(self, event: Event) -> None:
         with suppress(RuntimeError):  # the loop has ended: nobody listens any more
@@ -102,11 +105,10 @@ class Reply:
             event = await asyncio.wait_for(self._events.get(), max(0.0, left))
         except TimeoutError:
             self._engine.cancel(self._ticket)
-            event = Refused("broken")
-        if not self._text_seen:
-            self._text_seen = True
-            if not isinstance(event, Refused):
-                self._metrics.first.labels(self.plan.served.name).observe(monotonic() - self._began)
+            event = Refused("timeout")
+        if not self._read and not isinstance(event, Refused):
+            self._read = True
+            self._metrics.first.labels(self.plan.served.name).observe(monotonic() - self._began)
         if isinstance(event, Finished):
             self._count("ok", event.tokens)
         elif isinstance(event, Refused):
@@ -123,7 +125,7 @@ class Reply:
         self._over = True
         name = self.plan.served.name
         self._metrics.requests.labels(name, outcome).inc()
-        self._metrics.tokens.labels(name, "prompt").inc(len(self.plan.ids))
+        self._metrics.tokens.labels(name, "prompt").inc(len(self.plan.ids) if self._read else 0)
         self._metrics.tokens.labels(name, "completion").inc(tokens)
         if outcome == "ok":
             self._metrics.whole.labels(name).observe(monotonic() - self._began)
@@ -143,23 +145,18 @@ class Reply:
         options = self.plan.asked.stream_options
         usage = bool(options and options.include_usage)
         beside: dict[str, Any] = {"usage": None} if usage else {}
-        try:
-            yield self._chunk({"role": "assistant", "content": ""}, None, beside)
-            event = first
-            while isinstance(event, Piece):
-                yield self._chunk({"content": event.text}, None, beside)
-                event = await self.next()
-            if isinstance(event, Refused):
-                yield _line(refusal(event.why).body)
-            else:
-                yield self._chunk({}, event.reason, beside)
-                if usage:
-                    yield _line(
-                        {**self._frame("chat.completion.chunk"), "choices": [], "usage": self._usage(event.tokens)}
-                    )
-            yield b"data: [DONE]\n\n"
-        finally:
-            self.end()
+        yield self._chunk({"role": "assistant", "content": ""}, None, beside)
+        event = first
+        while isinstance(event, Piece):
+            yield self._chunk({"content": event.text}, None, beside)
+            event = await self.next()
+        if isinstance(event, Refused):
+            yield _line(refusal(event.why).body)
+        else:
+            yield self._chunk({}, event.reason, beside)
+            if usage:
+                yield _line({**self._frame("chat.completion.chunk"), "choices": [], "usage": self._usage(event.tokens)})
+        yield b"data: [DONE]\n\n"
 
     def _frame(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self.plan.served.name}

@@ -34,8 +34,9 @@ class Sampler:
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         logits = logits.cpu()
-        # less the highest first: a tiny temperature must not make infinities
-        shares = torch.softmax((logits - logits.max()) / self.sampling.temperature, dim=-1)
+        # less the highest first: a tiny temperature must not make infinities; one that float32 has not is 0 there
+        temperature = max(self.sampling.temperature, torch.finfo(torch.float32).tiny)
+        shares = torch.softmax((logits - logits.max()) / temperature, dim=-1)
         if self.sampling.top_p < 1:
             ordered, tokens = shares.sort(descending=True, stable=True)
             kept = ordered.cumsum(0) - ordered < self.sampling.top_p  # the one that reaches it is kept

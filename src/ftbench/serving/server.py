@@ -95,19 +95,20 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
 def make_server(models: "Sequence[Served]", limits: "Limits", key: str | None) -> "uvicorn.Server":
     """Return the web server; `run([socket])` serves until the process is told to end (SIGINT, SIGTERM).
 
-    Replies on their way have a few seconds more then.
+    Replies on their way have a few seconds more then; what is unfinished after that is refused.
     """
     import uvicorn
 
     from ftbench.serving.app import build_app
+    from ftbench.serving.connection import Server
 
+    app = build_app(models, limits, key)
     config = uvicorn.Config(
-        build_app(models, limits, key),
+        app,
         log_level="warning",
         access_log=False,  # who asked what is nobody's business
         server_header=False,
         lifespan="on",
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=_LEAVE_SECONDS,
     )
-    return uvicorn.Server(config)
+    return Server(config, app.state.engine, limits, _LEAVE_SECONDS)

@@ -11,6 +11,7 @@ from ftbench.serving.served import Served
 from ftbench.serving.writing import ReplyText
 
 Reason = Literal["stop", "length"]
+Why = Literal["queue", "timeout", "memory", "stopping", "broken"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Finished:
 class Refused:
     """No reply, or no more of it."""
 
-    why: Literal["queue", "timeout", "memory", "stopping", "broken"]
+    why: Why
 
 
 Event = Piece | Finished | Refused
@@ -40,7 +41,10 @@ Event = Piece | Finished | Refused
 
 @dataclass(eq=False)
 class Ticket:
-    """A request for a reply. `tell` is called in the engine's thread, in the end with `Finished` or `Refused`."""
+    """A request for a reply.
+
+    `tell` may be called in any thread, in the end with `Finished` or `Refused`; what follows on that means nothing.
+    """
 
     served: Served
     ids: list[int]

@@ -25,12 +25,12 @@ class ReplyText:
     def add(self, token: int) -> str:
         """Take a token in, and return what is now certain; `stopped` says whether a stop string has been met."""
         self.tokens.append(token)
-        text = self._chat.reply_text(self.tokens)
+        text = self._chat.written_text(self.tokens)  # a stop string may be blank, or end so
         found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
         if found:
             self.stopped = True
-            return self._send(text[: min(found)].rstrip())
-        return self._send(text[: len(text) - self._uncertain(text)].rstrip())
+            return self._send(text[: min(found)].strip())
+        return self._send(text[: len(text) - self._uncertain(text)].strip())
 
     def finish(self) -> str:
         """Return the rest of the reply."""

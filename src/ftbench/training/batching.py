@@ -41,6 +41,11 @@ class Step:
         """Examples of the step."""
         return len(self.examples)
 
+    @cached_property
+    def lightest(self) -> EncodedExample:
+        """The example with the fewest tokens."""
+        return min(self.examples, key=lambda example: example.tokens)
+
     @property
     def sequences(self) -> int:
         """Completions of the step, each behind its prompt."""

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -94,11 +95,15 @@ class Keeper:
     """Seconds of training in processes before this one."""
 
     def __post_init__(self) -> None:
-        self._found = _read(self.path, self.of) if self.path else None
         self._done: list[Done] = []
         self._changed: set[int] = set()
         self._kept = 0.0
         self._lock: FileLock | None = None
+        self._found: _State | None = None
+        self._file: Any = None
+        # What another process is keeping is its own: taken up here, it would be of two trainings.
+        if self.path and self.path.exists() and self._is_alone(self.path):
+            self._found, self._file = _read(self.path, self.of)
 
     def enter(self) -> Done | None:
         """Begin the next part; what it came to, where it was over already."""
@@ -114,13 +119,11 @@ class Keeper:
 
     def take_up(self, training: "Training", optimiser: "MasterAdamW") -> Point:
         """Return where a stage begins: at its first step, or where it was kept, with all as it was then."""
-        from safetensors import safe_open
-
         self._changed |= {id(one) for one in training.model.parameters() if one.requires_grad}
         found, self._found = self._found, None
-        if found is None or self.path is None:
+        if found is None:
             return Point()
-        with safe_open(self.path, "pt") as file:
+        with self._file as file:
             names = set(file.keys())
             _fill(self._weights(training), names, file.get_tensor)
             of_optimiser = {name.removeprefix(_OPTIMISER) for name in names if name.startswith(_OPTIMISER)}
@@ -185,7 +188,7 @@ class Keeper:
     def close(self) -> None:
         """Let others keep the state of this training."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.release(force=True)  # as often as it was asked for
 
     def _is_alone(self, path: Path) -> bool:
         """Whether no other process keeps the same state; the first that comes to it has the right."""
@@ -193,7 +196,10 @@ class Keeper:
             self._lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
             self._lock.acquire(timeout=0)
-        except (Timeout, OSError) as error:
+        except Timeout:
+            _LOG.warning("another process keeps the state of the same training: this one goes on without")
+            return False
+        except OSError as error:
             _LOG.warning("the state of training could not be kept (%s): it goes on without", error)
             return False
         return True
@@ -209,25 +215,28 @@ def digest_of(*facts: str) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
-def _read(path: Path, of: str) -> _State | None:
-    """Return what is kept of the same training; None where nothing is, or what cannot be read."""
+def _read(path: Path, of: str) -> tuple[_State | None, Any]:
+    """Return what is kept of the same training, and the open file, so that the tensors are those of the same moment.
+
+    None where nothing is kept, or what cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
-            state = _State.model_validate_json((file.metadata() or {}).get("state", ""))
+        file: Any = safe_open(path, "pt")
+        state = _State.model_validate_json((file.metadata() or {}).get("state", ""))
     except (OSError, SafetensorError, ValidationError):
-        return None
-    return state if state.of == of else None
+        return None, None
+    return (state, file) if state.of == of else (None, None)
 
 
 def _write(path: Path, tensors: "Mapping[str, Tensor]", state: _State) -> None:
     """Write one file, whole or not at all."""
     from safetensors.torch import save_file
 
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    # A folder, for safetensors writes through a temporary file beside, whose name nobody else would know.
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}."))
+    temporary = folder / "state"
     try:
         plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(plain, temporary, {"state": state.model_dump_json()})
@@ -235,7 +244,7 @@ def _write(path: Path, tensors: "Mapping[str, Tensor]", state: _State) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill(weights: "Mapping[str, Tensor]", names: Set[str], read: "Callable[[str], Tensor]") -> None:

@@ -113,6 +113,11 @@ def completion_logprobs(
     )
 
 
+def is_padded(model: "PreTrainedModel", *, packed: bool) -> bool:
+    """Whether each sequence has a row of its own: it is asked for, or the model lacks our attention."""
+    return not (packed and is_packed(model))
+
+
 def sequence_logprobs(
     model: "PreTrainedModel", sequences: "Sequence[TokenSequence]", *, packed: bool = True
 ) -> "Tensor":
@@ -126,7 +131,7 @@ def sequence_logprobs(
     """
     import torch
 
-    scores = (_packed_scores if packed and is_packed(model) else _padded_scores)(model, sequences)
+    scores = (_padded_scores if is_padded(model, packed=packed) else _packed_scores)(model, sequences)
     owned = [index for index, sequence in enumerate(sequences) for _ in range(sequence.completion_length)]
     owners = torch.tensor(owned, device=scores.device)
     # Added up in float64: a preference is the small difference of large sums.

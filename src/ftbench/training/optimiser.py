@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ftbench.memory.standin import kind_of
+from ftbench.training.sharding import held, is_shard
+
 PIECE = {"cpu": 2**21, "cuda": 2**26}
 """Weights that are updated together: what their gradients take in float32, 8 MiB on a CPU, is written and read once."""
 
@@ -16,7 +19,7 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Piece:
-    """A weight, or some of its values, flat; and what AdamW steps on: the same, or their copies in float32."""
+    """A weight, what of it lies here, or some of it, flat; and what AdamW steps on: that, or a float32 copy."""
 
     weight: torch.nn.Parameter
     begin: int
@@ -31,8 +34,10 @@ class Piece:
     @property
     def gradient(self) -> Tensor | None:
         """The gradient of these values, in their shape."""
-        whole = self.weight.grad
-        if whole is None or whole.shape == self.values.shape:
+        if self.weight.grad is None:
+            return None
+        whole = held(self.weight.grad)
+        if whole.shape == self.values.shape:
             return whole
         return whole.reshape(-1)[self.begin : self.begin + len(self.values)]
 
@@ -46,7 +51,8 @@ class MasterAdamW:
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> None:
         """Take the weights as they stand."""
-        size = PIECE.get(parameters[0].device.type, PIECE["cpu"])
+        size = PIECE.get(kind_of(parameters[0].device), PIECE["cpu"])
+        self._parameters = parameters
         self._groups = _grouped([piece for one in parameters for piece in _pieces(one, size)], size)
         self._optimisers = [
             torch.optim.AdamW(
@@ -94,11 +100,11 @@ class MasterAdamW:
             yield from ((f"{number}.{index}", piece, optimiser) for index, piece in enumerate(group))
 
     def gradient_norm(self) -> Tensor:
-        """Return the 2-norm of all gradients together, a float32 scalar."""
+        """Return the 2-norm of all gradients that lie here together, a float32 scalar."""
         room = self._room()
         gradients = (piece.gradient for group in self._groups for piece in group)
         squares = [_square(one, room) for one in gradients if one is not None]
-        return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+        return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=self._parameters[0].device)
 
     def step(self, scale: float | Tensor = 1.0) -> None:
         """Move the weights by their gradients.
@@ -126,13 +132,12 @@ class MasterAdamW:
     def _room(self) -> Tensor:
         """Return room for a group's gradients in float32: taken once a step, for fresh memory costs more than sums."""
         sizes = [sum(piece.values.numel() for piece in group if piece.copied) for group in self._groups]
-        return torch.empty(max(sizes), device=self._groups[0][0].values.device)
+        return torch.empty(max(sizes, default=0), device=self._parameters[0].device)
 
     def zero_grad(self) -> None:
         """Let the gradients go."""
-        for group in self._groups:
-            for piece in group:
-                piece.weight.grad = None
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 def clip(norm: float, highest: float) -> float:
@@ -153,9 +158,12 @@ def _square(gradient: Tensor, room: Tensor) -> Tensor:
 
 def _pieces(weight: torch.nn.Parameter, size: int) -> Iterator[Piece]:
     """Cut a weight into pieces of at most so many values, if it has more."""
-    whole, half = weight.detach(), weight.dtype.itemsize < 4
+    whole, half = held(weight.detach()), weight.dtype.itemsize < 4
+    if not whole.numel():  # all of it lies on other ranks
+        return
     if whole.numel() <= size:
-        yield Piece(weight, 0, whole, torch.nn.Parameter(whole.float()) if half else weight)
+        wide = whole.float() if half else whole
+        yield Piece(weight, 0, whole, torch.nn.Parameter(wide) if half or is_shard(weight) else weight)
         return
     for begin in range(0, whole.numel(), size):
         values = whole.view(-1)[begin : begin + size]

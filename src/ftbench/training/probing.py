@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from ftbench.memory.ledger import Ledger
 from ftbench.memory.parts import Parts
 from ftbench.memory.plan import UPDATE, Cut
-from ftbench.training.batching import MicroBatch, Plan, Step, batch_completion_tokens, batch_tokens, cut
-from ftbench.training.logprobs import completion_logprobs
+from ftbench.training.batching import MicroBatch, Plan, Step, cut
+from ftbench.training.logprobs import completion_logprobs, is_padded
+from ftbench.training.reference import used_examples
+from ftbench.training.sharding import deal, decoder_layers, gathered_weights
 from ftbench.training.step import Loss, accumulate, set_checkpointing, trainable
 from ftbench.training.trainer import Spent, Training
 from ftbench.training.watch import counted, vocabulary
+from ftbench.training.weight import heaviest_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +51,16 @@ class Probe(Training):
         self.model.train()
         for way in self.cuts:
             set_checkpointing(self.model, way.checkpointing)
-            step, batches, accumulation = heaviest(self.plan, way.micro_batch_tokens)
+            batches, accumulation = heaviest(self.plan, way.micro_batch_tokens, self.ranks.count, padded=self._padded)
+            step = Step(tuple(example for batch in batches for example in batch))
             self.accumulation[way] = max(accumulation, self.accumulation.get(way, 0))
             ledger = Ledger(vocabulary(self.model))
             with counted(ledger, self.model, optimiser.tensors), _layers(self.model, ledger):
-                accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
-                if accumulation > 1:  # once more, with the gradients of what went before
-                    accumulate(self.model, step, batches, loss, packed=self.packed, moment=ledger.moment)
+                # A micro-batch that is a whole step finds no gradients; of several, each does but the first.
+                together = [[*batches, batches[0]]] if accumulation > 1 else [[batch] for batch in batches]
+                for some in together:
+                    optimiser.zero_grad()
+                    accumulate(self.model, step, some, loss, packed=self.packed, moment=ledger.moment)
             optimiser.zero_grad()
             self._keep(way, {**ledger.peaks, UPDATE: updated})
         self.model.eval()
@@ -66,15 +72,20 @@ class Probe(Training):
 
         self.model.eval()
         for way in self.cuts:
-            _, batches, _ = heaviest(self.plan, way.micro_batch_tokens)
+            batches = heaviest_of(cut(used_examples(self.plan), way.micro_batch_tokens), padded=self._padded)
             ledger = Ledger(vocabulary(self.model))
             ledger.claim("parameters", self.model.parameters())
+            ledger.follow("parameters", gathered_weights(self.model))
             with ledger, torch.no_grad(), ledger.moment("reference"):
                 for batch in batches:
                     completion_logprobs(self.model, batch, packed=self.packed)
             self._keep(way, ledger.peaks)
         examples = tuple(replace(example, reference=(0.0, 0.0)) for example in self.plan.examples)
         return replace(self, plan=replace(self.plan, examples=examples))
+
+    @property
+    def _padded(self) -> bool:
+        return is_padded(self.model, packed=self.packed)
 
     def _update(self, optimiser: "MasterAdamW", parameters: "list[torch.nn.Parameter]") -> Parts:
         """Probe the update, which is the same however a step is cut.
@@ -85,7 +96,7 @@ class Probe(Training):
         import torch
 
         for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter.detach())
         ledger = Ledger()
         with counted(ledger, self.model, optimiser.tensors), ledger.moment(UPDATE):
             optimiser.step()
@@ -101,25 +112,15 @@ class Probe(Training):
             peaks[name] = max(parts, peaks.get(name, Parts()), key=lambda each: each.total)
 
 
-def heaviest(plan: Plan, micro_batch_tokens: int) -> tuple[Step, list[MicroBatch], int]:
-    """Return the micro-batches of the plan with most tokens and with most completion tokens.
-
-    Returns:
-        A step of both, both (or the one that is both), and the most micro-batches that a step takes.
-    """
-    steps = [cut(step.examples, micro_batch_tokens) for step in plan.steps]
-    batches = [batch for step in steps for batch in step]
-    tokens = max(batches, key=batch_tokens)
-    completion = max(batches, key=batch_completion_tokens)
-    chosen = [tokens] if tokens == completion else [tokens, completion]
-    return Step(tuple(example for batch in chosen for example in batch)), chosen, max(map(len, steps))
-
-
-def decoder_layers(model: "torch.nn.Module") -> "list[torch.nn.Module]":
-    """Return the model's layers in their order; empty where it is not built of transformers' layers."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+def heaviest(
+    plan: Plan, micro_batch_tokens: int, ranks: int = 1, *, padded: bool = False
+) -> tuple[list[MicroBatch], int]:
+    """Return the heaviest micro-batches of a plan, and the most that a step takes, of each rank."""
+    if ranks == 1:
+        steps = [cut(step.examples, micro_batch_tokens) for step in plan.steps]
+    else:
+        steps = [share for step in plan.steps for share in deal(step.examples, micro_batch_tokens, ranks)]
+    return heaviest_of([batch for step in steps for batch in step], padded=padded), max(map(len, steps))
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from ftbench.memory.fit import in_halves
 from ftbench.training.batching import Plan, cut
 from ftbench.training.encoding import EncodedExample
-from ftbench.training.logprobs import completion_logprobs
+from ftbench.training.logprobs import completion_logprobs, is_padded
+from ftbench.training.sharding import Ranks
 from ftbench.training.watch import StepWatch
 
 if TYPE_CHECKING:
@@ -18,35 +20,55 @@ TIME_SHARE = 0.25
 
 
 def add_reference(
-    model: "PreTrainedModel", plan: Plan, micro_batch_tokens: int, *, packed: bool, watch: StepWatch | None = None
+    model: "PreTrainedModel",
+    plan: Plan,
+    micro_batch_tokens: int,
+    *,
+    packed: bool,
+    watch: StepWatch | None = None,
+    ranks: Ranks | None = None,
 ) -> Plan:
     """Return the plan with the reference log-probabilities of all examples that its steps use.
 
     The model as it stands is the reference: nothing is copied, and training then moves on from it. With an adapter
     that starts as nothing (LoRA's B is zero), this is the model with the adapter off. Examples beyond the token budget
     are left alone, and so are, under a time limit, those that `TIME_SHARE` of it does not reach: training then goes
-    over the ones it has.
+    over the ones it has. Several ranks take turns at the micro-batches.
     """
     import torch
 
-    watch = watch or StepWatch()
+    watch, ranks = watch or StepWatch(), ranks or Ranks()
     start = perf_counter()
     limit = None if plan.seconds is None else TIME_SHARE * plan.seconds
     drop_nothing(model)
     model.eval()
-    used = list(dict.fromkeys(example for step in plan.steps for example in step.examples))
+    used = used_examples(plan)
     scored: dict[EncodedExample, EncodedExample] = {}
     batches = cut(used, micro_batch_tokens)
-    watch.expect("reference", [[batch] for batch in batches], limited=limit is not None)
+    turns = [batches[begin : begin + ranks.count] for begin in range(0, len(batches), ranks.count)]
+    own = [turn[min(ranks.index, len(turn) - 1)] for turn in turns]  # who has none left goes along with the last
+    padded = is_padded(model, packed=packed)
+    watch.expect("reference", [[batch] for batch in own], limited=limit is not None, padded=padded)
+
+    def score(examples: Sequence[EncodedExample]) -> list[tuple[float, float]]:
+        found = completion_logprobs(model, examples, packed=packed)
+        return list(zip(found.chosen.sums.tolist(), found.rejected.sums.tolist(), strict=True))
+
     with torch.inference_mode():
-        for index, batch in enumerate(batches):
-            if limit is not None and scored and perf_counter() - start > limit:
+        for index, (turn, batch) in enumerate(zip(turns, own, strict=True)):
+            if limit is not None and scored and ranks.agree(perf_counter() - start) > limit:
                 break
             with watch.step("reference", index, model) as moment, moment("forward"):
-                found = completion_logprobs(model, batch, packed=packed)
-            sums = zip(found.chosen.sums.tolist(), found.rejected.sums.tolist(), strict=True)
-            scored |= {example: replace(example, reference=pair) for example, pair in zip(batch, sums, strict=True)}
-    return _with_scores(plan, scored, perf_counter() - start)
+                # Of several ranks, the others wait in the middle of the micro-batch.
+                sums = score(batch) if ranks.count > 1 else in_halves(batch, score, "scoring the reference")
+            for examples, pairs in zip(turn, ranks.gather(sums), strict=False):
+                scored |= {one: replace(one, reference=pair) for one, pair in zip(examples, pairs, strict=True)}
+    return _with_scores(plan, scored, ranks.agree(perf_counter() - start))
+
+
+def used_examples(plan: Plan) -> list[EncodedExample]:
+    """Return the examples that a plan's steps use, each once, in the order in which they come up."""
+    return list(dict.fromkeys(example for step in plan.steps for example in step.examples))
 
 
 def take_reference(

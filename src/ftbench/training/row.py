@@ -52,6 +52,18 @@ def lay_out(sequences: Sequence[TokenSequence], worth: int = WORTH) -> Row:
     return _filled(row)
 
 
+def row_length(sequences: Sequence[TokenSequence], worth: int = WORTH) -> int:
+    """Return how many tokens the row has that `lay_out` makes of sequences, before it is filled up."""
+    length = 0
+    prompts: set[tuple[int, ...]] = set()
+    for sequence in sequences:
+        prompt = sequence.ids[: sequence.prompt_length]
+        shared = sequence.prompt_length >= worth and prompt in prompts
+        length += sequence.completion_length if shared else len(sequence.ids)
+        prompts.add(prompt)
+    return length
+
+
 def _filled(row: Row) -> Row:
     """Add tokens that nothing attends to, and scores that nobody reads."""
     length, scores = len(row.ids), len(row.targets)

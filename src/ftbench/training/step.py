@@ -35,7 +35,8 @@ def accumulate(
 ) -> "Tensor":
     """Add the gradients of the step's loss to the model's, and return the loss: a scalar, float64, without its graph.
 
-    Nothing here waits for a value, so that it works on fake tensors too.
+    Nothing here waits for a value, so that it works on fake tensors too. An empty micro-batch is a pass whose loss
+    counts nothing, by a rank that has no example left: the others need its share of the weights.
 
     Raises:
         ContractError: the loss is no scalar tensor, or hangs on nothing that is trained.
@@ -45,7 +46,10 @@ def accumulate(
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     for batch in micro_batches:
         with moment("forward"):
-            value = _scalar(loss(completion_logprobs(model, batch, step, packed=packed)), loss)
+            found = completion_logprobs(model, batch or [step.lightest], step, packed=packed)
+            value = _scalar(loss(found), loss)
+            if not batch:
+                value = value * 0.0
         with moment("backward"):
             value.backward()
         total += value.detach()

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from ftbench.errors import ContractError, FtbenchError
 from ftbench.memory.fit import Fit, free_memory, is_out_of_memory
-from ftbench.training.batching import Plan, batch_tokens, cut
+from ftbench.training.batching import MicroBatch, Plan, Step, batch_tokens, cut
 from ftbench.training.clock import Clock
 from ftbench.training.idle import Idle
 from ftbench.training.keeping import Done, Keeper
-from ftbench.training.logprobs import CompletionLogProbs
+from ftbench.training.logprobs import CompletionLogProbs, is_padded
 from ftbench.training.reference import add_reference, take_reference
+from ftbench.training.sharding import Ranks, deal
 from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing, trainable
 from ftbench.training.watch import StepWatch
 
@@ -63,7 +64,11 @@ class Training:
     run whose model training starts from, None for the base model. `packed` is the algorithm's. An algorithm with a
     trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step. `clock` tells the
     time that training has taken; it stands still while `note` has the model asked. `idle` knows what had no gradient,
-    `keeper` keeps the shared loop's state on disk.
+    `keeper` keeps the shared loop's state on disk. `ranks` are the processes over which the model is spread.
+
+    The same seed must give the same model: what is drawn, draw from torch's generator or from one of your own, seeded
+    with `plan.seed`. A training that was killed goes on from its parameters and the optimiser's state, and must end as
+    an unbroken one: between steps, nothing else may be remembered, except by who trains with an `after_step`.
     """
 
     model: "PreTrainedModel"
@@ -79,6 +84,7 @@ class Training:
     clock: Clock = field(default_factory=Clock)
     keeper: Keeper = field(default_factory=Keeper)
     idle: Idle = field(default_factory=Idle)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def split(self, share: float) -> "tuple[Training, Training]":
         """Cut the budget of tokens (and seconds) into a share and the rest, to be trained one after the other."""
@@ -108,7 +114,7 @@ class Training:
         if done is not None and done.references is not None:
             return replace(self, plan=take_reference(self.model, self.plan, done.references, done.seconds))
         size = self.fit.micro_batch_tokens
-        plan = add_reference(self.model, self.plan, size, packed=self.packed, watch=self.watch)
+        plan = add_reference(self.model, self.plan, size, packed=self.packed, watch=self.watch, ranks=self.ranks)
         known = {replace(example, reference=None): example.reference for example in plan.examples}
         references = [known.get(example) for example in self.plan.examples]
         self.keeper.leave(Done(references=references, seconds=(self.plan.seconds or 0.0) - (plan.seconds or 0.0)))
@@ -171,9 +177,9 @@ class Training:
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
         optimiser = MasterAdamW(parameters, highest, self.settings.weight_decay)
         self.model.train()
-        size = self.fit.micro_batch_tokens
-        cuts = [cut(step.examples, size) for step in self.plan.steps]
-        self.watch.expect(self.stage, cuts, limited=self.plan.seconds is not None)
+        cuts = [self._cut(step) for step in self.plan.steps]
+        padded = is_padded(self.model, packed=self.packed)
+        self.watch.expect(self.stage, cuts, limited=self.plan.seconds is not None, padded=padded)
         point = self.keeper.take_up(self, optimiser)
         start, tokens = self.clock() - point.seconds, point.tokens
         for index, step in enumerate(self.plan.steps):
@@ -206,20 +212,26 @@ class Training:
         """Fill in the gradients of a step, in smaller pieces if memory runs out; return the loss and their norm."""
         step = self.plan.steps[index]
         while True:
-            batches = cut(step.examples, self.fit.micro_batch_tokens)
+            batches = self._cut(step)
             set_checkpointing(self.model, self.fit.checkpointing)
             try:
                 total = accumulate(self.model, step, batches, loss, packed=self.packed, moment=moment)
-                return total.item(), optimiser.gradient_norm().item()
+                return self.ranks.total(total).item(), self.ranks.norm(optimiser.gradient_norm()).item()
             except Exception as error:
                 sizes = [(len(batch), batch_tokens(batch)) for batch in batches]
-                if not is_out_of_memory(error) or not self.fit.reduce(
-                    self.stage, index, sizes, can_checkpoint=can_checkpoint(self.model)
-                ):
+                if not is_out_of_memory(error) or self.ranks.count > 1:  # the others wait in the middle of the step
+                    raise
+                if not self.fit.reduce(self.stage, index, sizes, can_checkpoint=can_checkpoint(self.model)):
                     raise
             # Not in the handler: until it ends, the error holds the frames, and these the tensors.
             self.model.zero_grad()
             free_memory()
+
+    def _cut(self, step: Step) -> list[MicroBatch]:
+        """Cut a step as the fit says; of several ranks, each has a part of its own."""
+        if self.ranks.count == 1:
+            return cut(step.examples, self.fit.micro_batch_tokens)
+        return deal(step.examples, self.fit.micro_batch_tokens, self.ranks.count)[self.ranks.index]
 
     def _check(self, step: int, loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):

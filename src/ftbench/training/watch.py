@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ftbench.memory.parts import Parts
-from ftbench.training.batching import MicroBatch, batch_completion_tokens, batch_tokens
+from ftbench.training.batching import MicroBatch
+from ftbench.training.sharding import gathered_weights
 from ftbench.training.step import Moment, unwatched
+from ftbench.training.weight import weigh
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +23,23 @@ class StepWatch:
     Counting doubles a step's time, so that few are counted: which ones is known before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, from_start: bool = False) -> None:
+        """`from_start` says that the first step is counted, too: where it may be the last one."""
         self.peaks: dict[str, Parts] = {}
+        self._from_start = from_start
         self._worth: dict[str, frozenset[int]] = {}
 
-    def expect(self, stage: str, steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> None:
+    def expect(self, stage: str, steps: Sequence[Sequence[MicroBatch]], *, limited: bool, padded: bool = False) -> None:
         """Choose which steps of a stage to count.
 
         Args:
             stage: of the training.
             steps: the micro-batches of each.
             limited: whether time may end the stage before its last step.
+            padded: whether each sequence has a row of its own.
         """
-        self._worth[stage] = worth_counting(steps, limited=limited)
+        worth = worth_counting(steps, limited=limited, padded=padded)
+        self._worth[stage] = worth | ({0} if self._from_start else frozenset())
 
     @contextmanager
     def step(
@@ -65,18 +71,20 @@ class StepWatch:
             self.peaks[stage] = max(found, key=lambda parts: parts.total)
 
 
-def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> frozenset[int]:
-    """Return the steps that hold the heaviest micro-batch, by tokens and by completion tokens, and one early step.
+def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool, padded: bool = False) -> frozenset[int]:
+    """Return the steps that hold the heaviest micro-batches, by all that they are weighed by, and one early step.
 
     The very first is aside where there are others, for there is no optimiser state until its end. The early one is for
     a stage that does not come to its end; where time may end it, every step is counted that is heavier than all before.
     """
     chosen: set[int] = set()
-    for weigh in (batch_tokens, batch_completion_tokens):
+    first = min(1, len(steps) - 1)
+    weights = [[weigh(batch, padded=padded) for batch in batches] for batches in steps[first:]]
+    for kind in range(len(weights[0][0])):
         records: list[int] = []
         most = -1
-        for index, batches in list(enumerate(steps))[min(1, len(steps) - 1) :]:
-            weight = max(map(weigh, batches))
+        for index, batches in enumerate(weights, first):
+            weight = max(batch[kind] for batch in batches)
             if weight > most:
                 records.append(index)
                 most = weight
@@ -88,7 +96,9 @@ def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool) -> f
 def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Tensor]") -> Iterator[None]:
     """Open the ledger with what the model holds and the optimiser keeps; tell it what is a gradient as they come."""
     parameters = list(model.parameters())
+    gathered = gathered_weights(model)
     ledger.claim("parameters", parameters)
+    ledger.follow("parameters", gathered)
     ledger.claim("gradients", (parameter.grad for parameter in parameters))
     ledger.claim("optimiser", kept)
 
@@ -97,7 +107,7 @@ def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Te
 
     hooks = [
         parameter.register_post_accumulate_grad_hook(claim_gradient)
-        for parameter in parameters
+        for parameter in [*parameters, *gathered]
         if parameter.requires_grad
     ]
     try:

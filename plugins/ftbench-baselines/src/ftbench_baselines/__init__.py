@@ -6,14 +6,17 @@ import ftbench
 
 
 class Base(ftbench.Algorithm):
-    """The untouched model."""
+    """The untouched model.
+
+    It is nobody's method: what all others are measured against.
+    """
 
     name = "base"
     needs = "nothing"
 
 
 class Prompt(ftbench.Algorithm):
-    """A system prompt that names the topic; no training."""
+    """A system prompt that names the topic; no training (Brown et al. 2020, arXiv:2005.14165)."""
 
     name = "prompt"
     needs = "nothing"

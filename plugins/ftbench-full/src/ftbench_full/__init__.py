@@ -4,7 +4,10 @@ import ftbench
 
 
 class Full(ftbench.Algorithm):
-    """Full fine-tuning: every weight, on the chosen completions."""
+    """Full fine-tuning: every weight, on the chosen completions.
+
+    It is nobody's method: as old as training itself.
+    """
 
     name = "full"
 

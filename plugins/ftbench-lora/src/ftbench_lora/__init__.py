@@ -46,6 +46,7 @@ class Lora(ftbench.Algorithm):
         """Read the adapters and fold them into the base model's weights."""
         from peft import PeftModel
 
+        ftbench.check_adapter(folder)
         adapted = PeftModel.from_pretrained(load_base(None), str(folder), autocast_adapter_dtype=False)
         return adapted.merge_and_unload()  # type: ignore[no-any-return, operator]
 

@@ -30,7 +30,16 @@ COMPARED = 16
 
 
 class Mla(ftbench.Algorithm):
-    """Latent attention decomposed from the trained one (arXiv:2405.04434), healed against the base, then trained."""
+    """Latent attention (DeepSeek-AI 2024, arXiv:2405.04434) decomposed from the trained one, healed, then trained.
+
+    How the weights are decomposed is `recipe`: `transmla` (Meng et al. 2025, arXiv:2502.07864), `mha2mla` (Ji et al.
+    2025, arXiv:2502.14837), `plain`, or ftbench's own `fisher`.
+
+    Loss:
+        Of healing the mean over tokens of KL(base || model), nats: of the next token as the untouched model predicts
+        it, and as the converted one does. Of training the task the mean negative log-likelihood of the chosen
+        completions' tokens, or the loss of the algorithm that `then` names.
+    """
 
     name = "mla"
 

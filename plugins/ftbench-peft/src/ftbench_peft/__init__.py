@@ -13,7 +13,30 @@ if TYPE_CHECKING:
 
 
 class Peft(ftbench.Algorithm):
-    """Any method of the peft library, as peft's own comparison sets it: peft:dora, peft:vera, peft:FILE.json, …"""
+    """Any method of the peft library, as peft's own comparison sets it: peft:dora, peft:vera, peft:FILE.json, …
+
+    - `dora`: LoRA, the weights' lengths trained apart from their directions (Liu et al. 2024, arXiv:2402.09353).
+    - `ia3`: a factor for each key, value and inner feed-forward activation (Liu et al. 2022, arXiv:2205.05638).
+    - `oft`: weights turned by block-diagonal orthogonal matrices (Qiu et al. 2023, arXiv:2306.07280).
+    - `vera`: scaling vectors beside low-rank matrices that are random and shared (Kopiczko et al. 2023,
+      arXiv:2310.11454).
+
+    The papers of the others: `adalora` arXiv:2303.10512, `adaption_prompt` arXiv:2303.16199, `bdlora`
+    arXiv:2510.23346, `beft` arXiv:2509.15974, `boft` arXiv:2311.06243, `c3a` arXiv:2407.19342, `delora`
+    arXiv:2503.18225, `fourierft` arXiv:2405.03003, `glora` arXiv:2306.07967, `gralora` arXiv:2505.20355, `hra`
+    arXiv:2405.17484, `kasa` arXiv:2412.06071, `ln_tuning` arXiv:2312.11420, `loha` and `lokr` arXiv:2108.06098 and
+    arXiv:2309.14859, `lora` arXiv:2106.09685, `mica` arXiv:2604.01694, `miss` arXiv:2409.15371, `osf`
+    arXiv:2504.07097, `p_tuning` arXiv:2103.10385, `peanut` arXiv:2410.01870, `prefix_tuning` arXiv:2101.00190,
+    `prompt_tuning` arXiv:2104.08691, `psoft` arXiv:2505.11235, `pvera` arXiv:2512.07703, `randlora` arXiv:2502.00987,
+    `road` arXiv:2409.00119, `rslora` arXiv:2312.03732, `shadow` arXiv:2604.19254, `shira` arXiv:2406.13175,
+    `supertuning` arXiv:2607.09287, `tinylora` arXiv:2602.04118, `unilora` arXiv:2506.00799, `vblora`
+    arXiv:2405.15179, `velora` arXiv:2405.17991, `waveft` arXiv:2505.12532. Of `adamss`, `deft`, `frod` and `hira`
+    peft names no number there, and of `trainable_tokens` no paper.
+
+    Loss:
+        The mean negative log-likelihood of the chosen completions' tokens, as `full` has it. `adalora` adds its own
+        penalty, `orth_reg_weight` times the mean of ||P P^T - I|| over its factors (equation 4 of its paper).
+    """
 
     name = "peft"
     variants = ("dora", "ia3", "oft", "vera")

@@ -168,6 +168,8 @@ def read(folder: Path, load_base: "Callable[[], PreTrainedModel]") -> "tuple[Pre
     """Read an adapter onto its base model; also return whether packed sequences stay apart."""
     from peft import PeftModel
 
+    ftbench.check_adapter(folder)
+
     def adapted() -> Any:
         return PeftModel.from_pretrained(load_base(), str(folder), autocast_adapter_dtype=False)
 

@@ -50,7 +50,12 @@ class _Trl(ftbench.Algorithm):
 
 
 class TrlSft(_Trl):
-    """TRL's SFTTrainer at its defaults, every weight, loss on the completions."""
+    """TRL's SFTTrainer at its defaults, every weight, on the completions alone (Ouyang et al. 2022, arXiv:2203.02155).
+
+    Loss:
+        The mean over the tokens of the step's chosen completions of -log p(token), as `full` has it: the two are tested
+        against each other. In bfloat16 autocast, TRL's default, it is that to bfloat16's precision.
+    """
 
     name = trainer = "trl-sft"
 
@@ -61,7 +66,14 @@ class TrlSft(_Trl):
 
 
 class TrlDpo(_Trl):
-    """TRL's DPOTrainer at its defaults, every weight, beside a copy as reference."""
+    """TRL's DPOTrainer at its defaults, every weight, a copy as reference (Rafailov et al. 2023, arXiv:2305.18290).
+
+    Loss:
+        The mean over prompts of -log sigmoid(beta m), m being the chosen's log-ratio to the reference less the
+        rejected's; `loss_type` names others, of which `sigmoid`, `hinge` and `ipo` are `dpo`'s, and tested against it.
+        Other than in `dpo` there is no supervised start; the reference is the model before any training, and a second
+        model in memory that is asked at every step (with an adapter a copy of that alone).
+    """
 
     name = trainer = "trl-dpo"
     needs = "preferences"
@@ -74,11 +86,18 @@ class TrlDpo(_Trl):
         loss_type: Literal[
             "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
             "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-        ] = Field("sigmoid", description="as TRL calls them")  # fmt: skip
+        ] = Field("sigmoid", description="as TRL calls them; its page on DPOTrainer has their papers")  # fmt: skip
 
 
 class TrlOrpo(_Trl):
-    """TRL's ORPOTrainer (experimental, may be removed) at its defaults, every weight."""
+    """TRL's ORPOTrainer at its defaults, every weight (Hong et al. 2024, arXiv:2403.07691); experimental in TRL.
+
+    Loss:
+        NLL - beta log sigmoid(log odds(chosen) - log odds(rejected)), with odds = p / (1 - p) and p the geometric mean
+        of a completion's token probabilities. The second part is `orpo`'s, and tested against it. The NLL is not: TRL
+        counts the prompt's tokens beside the chosen completion's, where the paper and `orpo` count the completion's
+        alone, and takes the mean over each micro-batch where `orpo` takes it over the whole step.
+    """
 
     name = trainer = "trl-orpo"
     needs = "preferences"

@@ -223,7 +223,7 @@ def _watch(trainer: Any, training: ftbench.Training, start: float, counting: Exi
     from transformers import TrainerCallback
 
     steps = [[step.examples] for step in training.plan.steps]
-    training.watch.expect(training.stage, steps, limited=training.plan.seconds is not None)
+    training.watch.expect(training.stage, steps, limited=training.plan.seconds is not None, padded=True)
 
     class Watch(TrainerCallback):
         rate = 0.0

@@ -17,7 +17,8 @@ Trace = dict[str, Any]
 class Chart:
     """A chart: its title and caption, what it shows in words for who cannot see it, its figure, its height in pixels.
 
-    In one that `toggles` series can be hidden; `mark` stands beside the title; `width` is wide, narrow or small.
+    In one that `toggles` series can be hidden; `mark` stands beside the title; `width` is wide, narrow or small; a
+    `foreign` one is a plugin's, and its marks are not labelled.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Chart:
     toggles: bool = False
     width: str = "wide"
     mark: Mark | None = None
+    foreign: bool = False
 
 
 def make_figure(traces: Sequence[Trace], layout: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +46,25 @@ def make_figure(traces: Sequence[Trace], layout: dict[str, Any]) -> dict[str, An
     figure = go.Figure(list(traces), {"template": {}, "margin": margin, "showlegend": False, **layout})
     made: dict[str, Any] = json.loads(figure.to_json())
     made["layout"].pop("template", None)
+    return made
+
+
+def adopt_figure(given: Any) -> dict[str, Any]:
+    """Return a plugin's figure as JSON values, with the page's colours for the traces that name none.
+
+    Raises:
+        ValueError: it is not of plotly's schema.
+    """
+    import json
+
+    import plotly.graph_objects as go
+
+    made: dict[str, Any] = json.loads(go.Figure(given).to_json())
+    layout = made["layout"]
+    layout.pop("template", None)
+    if not {"title", "margin"} & layout.keys():  # the page has a title of its own above
+        layout["margin"] = {"l": 8, "r": 12, "t": 8, "b": 8}
+    layout.setdefault("colorway", [f"var(--series-{number})" for number in range(1, 8)])
     return made
 
 

@@ -1,12 +1,12 @@
 """Where the rows come from: the recipe and the command of every run, and what it ran with."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ftbench.results.report.lines import View
 from ftbench.results.result import Environment
-from ftbench.results.store import RECIPE, Run
+from ftbench.results.show import repeat_command
+from ftbench.results.store import Run
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,12 @@ def made(views: Sequence[View]) -> list[Made]:
 def _made(run: Run) -> Made:
     result = run.result
     status = result.status if result.reason is None else f"{result.status}: {result.reason}"
-    path = run.folder / RECIPE
     return Made(
         run.folder.name,
         status,
         clock(result.started),
         f"{result.plugin} {result.plugin_version}",
-        f"ftbench run --algo {shlex.quote(result.recipe.algorithm)} --recipe {shlex.quote(str(path))}",
+        repeat_command(run),
         result.recipe.to_toml().strip(),
     )
 

@@ -28,14 +28,24 @@
     return value;
   }
 
+  const WITHOUT_AXES = new Set([
+    "pie", "sunburst", "treemap", "icicle", "funnelarea", "table", "indicator", "parcoords", "parcats", "sankey",
+  ]);
+
+  /** The axes that a figure has, named in its layout or not. */
+  function axesOf(figure) {
+    const named = Object.keys(figure.layout).filter((key) => /^[xy]axis\d*$/.test(key));
+    return figure.data.every((trace) => WITHOUT_AXES.has(trace.type)) ? named : new Set(["xaxis", "yaxis", ...named]);
+  }
+
   function layoutOf(figure, style) {
     const colour = (name) => style.getPropertyValue(name).trim();
     const layout = themed(figure.layout, style);
     const font = { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: colour("--ink") };
-    for (const name of ["xaxis", "yaxis"]) {
+    for (const name of axesOf(figure)) {
       const soft = { ...font, color: colour("--soft") };
       layout[name] = {
-        gridcolor: colour("--grid"), linecolor: colour("--rule"), tickcolor: colour("--rule"), fixedrange: true,
+        automargin: true, zerolinecolor: colour("--rule"), gridcolor: colour("--grid"), linecolor: colour("--rule"), tickcolor: colour("--rule"), fixedrange: true,
         ...layout[name],
       };
       if (layout[name].type !== "category") layout[name].tickfont = { ...soft, size: 12 };
@@ -137,6 +147,7 @@
   }
 
   function label(plot) {
+    if (data.charts[plot.id].foreign) return undefined;
     const all = marks(plot);
     if (!all.some((mark) => mark.label !== null)) return undefined;
     const { _size: size, font, xaxis } = plot._fullLayout;

@@ -16,7 +16,7 @@ from ftbench.results.report.figure import Chart
 from ftbench.results.report.lines import View, build_views
 from ftbench.results.report.origin import clock, made, places
 from ftbench.results.report.replies import reply_sets
-from ftbench.results.report.section import ReportTable
+from ftbench.results.report.section import Brought
 from ftbench.results.report.sheet import budget_matrix, build_sheet, definitions, tiles
 from ftbench.results.rows import Asked, Group, build_groups
 from ftbench.results.store import Run
@@ -139,15 +139,13 @@ OF_PAGE: tuple[Callable[[Report], Section | None], ...] = (_replies, _columns, _
 """The sections of the whole page, below the groups."""
 
 
-def build_page(
-    runs: Sequence[Run], asked: Asked | None = None, brought: Sequence[tuple[str, str, ReportTable]] = ()
-) -> str:
+def build_page(runs: Sequence[Run], asked: Asked | None = None, brought: Sequence[Brought] = ()) -> str:
     """Make the report of the runs, oldest first, as one HTML document.
 
     Args:
         runs: to be shown.
         asked: of the table.
-        brought: what plugins show of the runs: name, title, table.
+        brought: what plugins show of the runs.
 
     Raises:
         FtbenchError: plotly or jinja2 is not installed, or the log of a run was changed.
@@ -158,7 +156,7 @@ def build_page(
     views = build_views(groups)
     report = Report(views, shared_terms(groups), Limits.of(len(runs)))
     held = [(view, _present(make(view, report) for make in OF_GROUP)) for view in views]
-    foreign = [Section(f"plugin-{name}", title, values={"table": table}) for name, title, table in brought]
+    foreign = [Section(f"plugin-{one.name}", one.title, one.charts, {"table": one.table}) for one in brought]
     below = [*foreign, *_present(make(report) for make in OF_PAGE)]
     return _render(report, held, below, _head(runs, groups))
 
@@ -196,14 +194,14 @@ def _render(
 ) -> str:
     from plotly.offline import get_plotlyjs
 
-    charts = {
-        f"{view.key}-{section.key}-{number}": chart
-        for view, sections in held
-        for section in sections
-        for number, chart in enumerate(section.charts)
-    }
+    placed = [(f"{view.key}-{section.key}", section) for view, sections in held for section in sections]
+    placed += [(section.key, section) for section in below]
+    charts = {f"{key}-{number}": chart for key, section in placed for number, chart in enumerate(section.charts)}
     data = {
-        "charts": {key: {"figure": chart.figure, "toggles": chart.toggles} for key, chart in charts.items()},
+        "charts": {
+            key: {"figure": chart.figure, "toggles": chart.toggles, "foreign": chart.foreign}
+            for key, chart in charts.items()
+        },
         **{section.key: section.data for section in below if section.data is not None},
     }
     scripts = {"theme": _file("theme.js"), "plotly": get_plotlyjs(), "page": _file("page.js")}

@@ -1,0 +1,170 @@
+"""A model over two processes is trained to the same end as in one, and takes what was predicted."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ftbench.checking.tiny import make_gpt2, make_llama
+from ftbench.execution.forecast import Question, forecast
+from ftbench.memory.plan import Cut
+from ftbench.models.loading import load_model
+from ftbench.models.skeleton import load_config
+from ftbench.plugins import load_plugins
+from ftbench.recipe import Recipe
+from ftbench.results.store import read_runs
+from ftbench.training.batching import batch_tokens
+from ftbench.training.sharding import Ranks, deal
+from rank import CASES, plan_of, train
+from strangers import environment, ftbench, install
+from tiny import draw_pairs
+
+CPU = torch.device("cpu")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    make_llama(root / "llama")
+    make_gpt2(root / "gpt2")
+    make_llama(root / "deep", hidden_size=96, intermediate_size=192, num_hidden_layers=5)
+    config = make_llama(root / "untied") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": False}))
+    weights = load_file(root / "untied" / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].flip(0)
+    save_file({**weights, "lm_head.weight": head}, root / "untied" / "model.safetensors", {"format": "pt"})
+    return root
+
+
+@pytest.fixture(scope="module")
+def together(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes made of all cases."""
+    out = tmp_path_factory.mktemp("together")
+    script = Path(__file__).with_name("rank.py")
+    done = subprocess.run(
+        [*TORCHRUN, "2", str(script), str(models), str(out)],
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one_does(case: str, models: Path, together: Path, tmp_path: Path) -> None:
+    found: dict[str, Any] = json.loads((together / "found.json").read_text())[case]
+    alone = train(case, models, Ranks(), tmp_path)
+    half = CASES[case][3] == "bf16"
+    close = 1e-3 if half else 1e-5
+    assert len(alone["reports"]) >= 2
+    for one, two in zip(alone["reports"], found["reports"], strict=True):
+        assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=close)
+        assert two.pop("grad_norm") == pytest.approx(one.pop("grad_norm"), rel=100 * close if half else close)
+        assert one == two
+    assert found["tied"] == alone["tied"] == (CASES[case][0] != "untied")
+    ones, twos = (load_file(folder / f"{case}.safetensors") for folder in (tmp_path, together))
+    start = dict(load_model(models / CASES[case][0], CPU).named_parameters())
+    assert ones.keys() == twos.keys()
+    moved = max((one.float() - start[name].float()).abs().max().item() for name, one in ones.items())
+    assert moved > 1e-3
+    for name, one in ones.items():
+        torch.testing.assert_close(twos[name], one, rtol=0, atol=0.2 * moved if half else 1e-5)
+
+
+@pytest.mark.parametrize("case", ["deep full", "deep lora", "llama checkpointing"])
+def test_the_plan_counts_what_a_rank_holds(case: str, models: Path, together: Path) -> None:
+    kind, name, options, precision = CASES[case]
+    folder = models / kind
+    peaks = json.loads((together / "found.json").read_text())[case]["peaks"]
+    plan, way = plan_of(load_model(folder, CPU)), Cut(100, case.endswith("checkpointing"))
+    found = []
+    for devices in (1, 2):
+        question = Question(load_config(folder), plan, CPU, precision, None, devices)
+        found.append(forecast(question, load_plugins().make(name, options), [way])[0].peak)
+    counted = max(sum(peak["train"].values()) for peak in peaks)
+    assert found[1].total == pytest.approx(counted, rel=0.05)
+    assert found[1].optimiser == pytest.approx(found[0].optimiser / 2, rel=0.01)
+    assert found[1].total < 0.9 * found[0].total
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_a_step_is_dealt_so_that_all_pass_as_often(ranks: int) -> None:
+    examples = draw_pairs(5, 7)
+    shares = deal(examples, 120, ranks)
+    assert len(shares) == ranks
+    assert len({len(share) for share in shares}) == 1
+    assert Counter(one for share in shares for batch in share for one in batch) == Counter(examples)
+    assert all(batch_tokens(batch) <= 120 or len(batch) == 1 for share in shares for batch in share)
+    loads = [sum(map(batch_tokens, share)) for share in shares]
+    assert max(loads) - min(loads) <= max(example.tokens for example in examples)
+
+
+def test_a_recipe_for_one_device_has_the_digest_that_it_always_had() -> None:
+    assert Recipe().digest() == "d9311025ca4772ed8093f2f1608a852dfb7173ea04f199c461a6dcd1f0daa381"
+    assert Recipe(devices=2).digest() != Recipe().digest()
+
+
+ARGUMENTS = ["--device", "cpu", "--devices", "2", "--set", "max_new_tokens=4", "--set", "evaluation_prompts=8"]
+ARGUMENTS += ["--set", "attack_prompts=0", "--set", "precision=float32"]
+
+
+def test_a_run_over_two_devices(models: Path, tmp_path: Path) -> None:
+    asked = ["run", "--algo", "full", "--algo", "trl-sft", "--model", str(models / "llama"), "--tokens", "1500"]
+    small = ["--set", "checkpoints=1", "--set", "checkpoint_prompts=2", "--set", "effective_batch_size=3"]
+    done = ftbench(*asked, *ARGUMENTS, *small, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    runs = {run.result.recipe.algorithm: run for run in read_runs(tmp_path)[0]}
+    full = runs["full"].result
+    assert full.status == "ok"
+    assert full.measures.trainable_parameters == full.measures.total_parameters
+    assert [point.tokens for point in full.measures.checkpoints][-1] == full.measures.training_tokens
+    assert runs["trl-sft"].result.status == "skipped"
+    assert "--devices" in (runs["trl-sft"].result.reason or "")
+
+
+STRANGER = """
+import os, signal
+import ftbench
+
+class Dies(ftbench.Algorithm):
+    \"\"\"One rank alone is killed, as by the kernel when memory runs out.\"\"\"
+    name = "dies"
+    def loss(self, logprobs):
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logprobs.nll()
+
+class Raises(ftbench.Algorithm):
+    \"\"\"One rank alone raises.\"\"\"
+    name = "raises"
+    def loss(self, logprobs):
+        if os.environ["RANK"] == "1":
+            raise KeyError("no such layer")
+        return logprobs.nll()
+
+@ftbench.hookimpl
+def ftbench_algorithms():
+    return [Dies, Raises]
+"""
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_reason(models: Path, tmp_path: Path) -> None:
+    install(tmp_path, "ftbench-stranger", STRANGER)
+    asked = ["run", "--algo", "dies", "--algo", "raises", "--model", str(models / "llama"), "--tokens", "1000"]
+    done = ftbench(*asked, *ARGUMENTS, "--out", str(tmp_path / "runs"), plugins=tmp_path)
+    assert done.returncode == 1, done.stderr
+    ended = {run.result.recipe.algorithm: run.result for run in read_runs(tmp_path / "runs")[0]}
+    assert ended["dies"].status == "out-of-memory"
+    assert "SIGKILL" in (ended["dies"].reason or "")
+    assert ended["raises"].status == "failed"
+    assert "no such layer" in (ended["raises"].reason or "")
