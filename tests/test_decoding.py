@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ftbench.models.attention import is_packed
-from ftbench.models.decoding import ROOM, ROWS, Decoder, Row, Shelf
+from ftbench.models.decoding import ROOM, ROWS, Decoder, Row, Shelf, Span, Writing
 from ftbench.models.loading import prepare
 from tiny import VOCABULARY
 
@@ -103,6 +103,33 @@ def test_in_bf16_every_bit_is_the_same_alone_and_among_others(count: int) -> Non
     for ids, length, logits in list(zip(rows, lengths, together, strict=True))[:7]:
         (alone,) = write_all(Decoder(model), [ids], [length], [0])
         assert torch.equal(torch.stack(alone), torch.stack(logits))
+
+
+@pytest.mark.parametrize("sharing", [1, 3, 5])
+def test_attention_is_the_same_sum_whichever_thread_computes_it(sharing: int) -> None:
+    torch.manual_seed(0)
+    groups, dim = 3, 64
+    # Equal weights over large values that cancel out: another order of adding is seen in every second sum.
+    large = torch.randn(ROWS, groups, ROOM // 2, dim) * 2.0 ** torch.randint(-12, 12, (ROWS, groups, ROOM // 2, dim))
+    values = torch.cat([large, -large.flip(2)], dim=2).bfloat16()
+    keys = torch.randn(ROWS, groups, ROOM, dim).bfloat16()
+    query = torch.zeros(1, groups * sharing, ROWS, dim).bfloat16()
+
+    def attend(rows: slice) -> Tensor:
+        shelf = Shelf(ROOM)
+        shelf.layers = [[keys[rows].clone(), values[rows].clone()]]
+        ends = torch.full((rows.stop - rows.start,), ROOM - 1)
+        newest = [one[rows, :, -1].transpose(0, 1)[None] for one in (keys, values)]
+        return Writing([Span(shelf, 0, 0, ends)]).attend(query[:, :, rows], *newest, None, None)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = attend(slice(0, ROWS))
+        for index in range(ROWS):
+            assert torch.equal(attend(slice(index, index + 1)), together[:, index : index + 1])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_memory_is_given_back() -> None:

@@ -3,8 +3,8 @@
 A matrix product of another number of rows may round otherwise, and half of a model's greedy replies in bf16 then read
 differently alone and in a batch. So that they do not: a prompt is read by itself, every later pass has the same number
 of rows (`ROWS`), some of them idle, and keys and values stand from the left in rooms whose lengths are multiples of
-`ROOM`, so that a row's attention is the same sum whatever the others' lengths. Evaluation and serving decode so, and
-hence say the same.
+`ROOM`, so that a row's attention is the same sum whatever the others' lengths, and whichever thread computes it
+(`QUERIES`). Evaluation and serving decode so, and hence say the same.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,14 @@ ROWS = 32
 
 ROOM = 64
 """Tokens by which a row's room grows."""
+
+QUERIES = 8
+"""What the queries of a key's heads are filled up to a multiple of.
+
+The attention of a processor gives each thread a part of one scratch memory. With fewer queries the parts do not begin at
+multiples of 64 bytes, and a product of matrices that do not is summed in another order: MKL promises equal sums for
+equal alignment alone.
+"""
 
 
 @dataclass(eq=False)
@@ -147,9 +155,11 @@ class Writing:
             values[each, :, span.ends] = value[0, :, within].transpose(0, 1)
             # the heads that share a key stand as its queries: nothing is repeated
             asked = query[0, :, within].transpose(0, 1).reshape(count, groups, -1, query.shape[-1])
+            sharing = asked.shape[2]
+            asked = torch.nn.functional.pad(asked, (0, 0, 0, -sharing % QUERIES))
             mask = self._mask(index, window).expand(count, 1, asked.shape[2], span.shelf.room)
             answer = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=scale)
-            found[0, within] = answer.reshape(count, query.shape[1], -1)
+            found[0, within] = answer[:, :, :sharing].reshape(count, query.shape[1], -1)
         self.layer += 1
         return found
 
