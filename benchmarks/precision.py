@@ -5,20 +5,26 @@ python benchmarks/precision.py cuda oasst1-en-validation.jsonl
 
 The loss of a step is of four examples and differs from step to step by more than one percent: what is compared is the
 mean of the last ten. A line a training is added to benchmarks/precision/DEVICE.jsonl; what is there is not made again.
+It exits with 1 where they are more than 1 % apart.
 """
 
 import argparse
 import json
+import sys
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
 from training import Case, prepare
 
+from ftbench.execution.environment import choose_device, describe
 from ftbench.training.trainer import StepReport
 
 HERE = Path(__file__).parent
 STEPS, LAST = 100, 10
+MOST = 0.01
+"""What they may be apart."""
 
 
 def main() -> None:
@@ -34,9 +40,14 @@ def main() -> None:
         case: Case = {"device": given.device, "algorithm": algorithm, "whose": "ours", "precision": precision}
         case["steps"] = STEPS
         if case not in [row["case"] for row in rows]:
-            rows.append({"case": case, "losses": _losses(case, given.file)})
+            losses = _losses(case, given.file)
+            where = describe(choose_device(given.device), precision)
+            facts = where.model_dump(include={"hardware", "cores", "versions", "code"})
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            rows.append({"case": case, "when": when, "losses": losses, "environment": facts})
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
+    good = True
     for algorithm in ("full", "lora"):
         ends = {
             row["case"]["precision"]: mean(row["losses"][-LAST:])
@@ -44,7 +55,9 @@ def main() -> None:
             if row["case"]["algorithm"] == algorithm
         }
         apart = ends["bf16"] / ends["float32"] - 1
+        good &= abs(apart) <= MOST
         print(f"{algorithm:5} float32 {ends['float32']:.4f}, bf16 {ends['bf16']:.4f} nats/token: {apart:+.2%}")
+    sys.exit(0 if good else 1)
 
 
 def _losses(case: Case, file: str) -> list[float]:

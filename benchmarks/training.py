@@ -3,10 +3,12 @@
 python benchmarks/training.py cpu oasst1-en-validation.jsonl           process by process, in turn; about an hour
 python benchmarks/training.py cuda oasst1-en-validation.jsonl
 
-The same examples in the same order, effective batch 4, at most 512 tokens. Each measurement is a process of its own;
-its first step is not timed, and no step's tensors are counted: a run counts three of its hundreds of steps, which here
-would be three of eight. A line a measurement is added to benchmarks/training/DEVICE.jsonl; what is there is not
-measured again.
+Prompts with the reply that people ranked first, for preferences also the second; the same examples in the same order,
+effective batch 4, at most 512 tokens. Each measurement is a process of its own; its first step is not timed, and no
+step's tensors are counted: a run counts three of its hundreds of steps, which here would be three of eight. Where
+reference log-probabilities are computed before the first step, the timed steps' share of that time counts, for TRL
+computes them within. A line a measurement is added to benchmarks/training/DEVICE.jsonl; what is there of this machine
+is not measured again. It exits with 1 where a ratio is not what it should be.
 """
 
 import argparse
@@ -14,20 +16,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ftbench.execution.environment import choose_device, describe
 from ftbench.execution.local import PROMPT_MEMORY
 from ftbench.training.watch import StepWatch
 
 if TYPE_CHECKING:
     import torch
 
+    from ftbench.data.task import Example
+    from ftbench.training.batching import MicroBatch
     from ftbench.training.trainer import StepReport
 
 HERE = Path(__file__).parent
@@ -40,15 +46,27 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
 OWN: dict[str, dict[str, Any]] = {"dpo": {"sft_share": 0.0}}
 """TRL's DPO has no supervised warm-up."""
 
+FASTER = {"cpu": 3.5, "cuda": 2.0}
+"""How many times TRL's tokens a second ours should be, at least."""
+LEANER = {"cpu": {"full": 0.5, "lora": 0.35, "dpo": 0.35, "orpo": 0.35}, "cuda": dict.fromkeys(RIVALS, 0.5)}
+"""Which share of TRL's peak memory ours should be, at most."""
+
 STEPS = 8
 Case = dict[str, Any]
 
 
 class Uncounted(StepWatch):
-    """Counts no step's tensors."""
+    """Counts no step's tensors; `began` says when each stage began, seconds."""
 
-    def expect(self, stage: str, steps: Any, *, limited: bool) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.began: dict[str, float] = {}
+
+    def expect(
+        self, stage: str, steps: "Sequence[Sequence[MicroBatch]]", *, limited: bool, padded: bool = False
+    ) -> None:
         """Choose none."""
+        self.began[stage] = perf_counter()
 
 
 def main() -> None:
@@ -64,7 +82,11 @@ def main() -> None:
         return
     path = HERE / "training" / f"{given.device}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    where = describe(choose_device(given.device), "-").model_dump(
+        include={"hardware", "cores", "threads", "versions", "code"}
+    )
+    every = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in every if row["environment"]["hardware"] == where["hardware"]]
     known = [row["case"] for row in rows]
     for repeat, algorithm, whose in product(range(given.repeats), ["limit", *RIVALS], ("ours", "trl")):
         case = {"device": given.device, "algorithm": algorithm, "whose": whose, "repeat": repeat}
@@ -75,13 +97,14 @@ def main() -> None:
         environment = {**os.environ, **(PROMPT_MEMORY if whose == "ours" else {})}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
-            sys.exit(f"{case}: {done.stderr.strip().splitlines()[-1]}")
-        row = {"case": case, **json.loads(done.stdout.strip().splitlines()[-1])}
+            sys.exit(f"{case} ended with {done.returncode}: {done.stderr[-300:]}")
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        row = {"case": case, "when": datetime.now(UTC).isoformat(timespec="seconds"), **found, "environment": where}
         rows.append(row)
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
-    _summary(rows)
+        print({**case, **found}, flush=True)
+    sys.exit(0 if _summary(rows, given.device) else 1)
 
 
 def _measure(case: Case, file: str) -> dict[str, Any]:
@@ -101,28 +124,48 @@ def _measure(case: Case, file: str) -> dict[str, Any]:
         reports.append(step)
         times.append(perf_counter())
 
-    meter = Meter(device)
-    train, precision = prepare(case, file, report)
+    meter, watch = Meter(device), Uncounted()
+    train, precision = prepare(case, file, report, watch)
     with meter.phase("train"):
         train()
+    timed, tokens = sum(step.tokens for step in reports[1:]), sum(step.tokens for step in reports)
+    reference = watch.began["train"] - watch.began["reference"] if "reference" in watch.began else 0.0
+    seconds = times[-1] - times[0] + reference * timed / tokens
     return {
-        "tokens_per_second": round(sum(step.tokens for step in reports[1:]) / (times[-1] - times[0]), 1),
+        "tokens_per_second": round(timed / seconds, 1),
         "peak_bytes": meter.peak["train"],
         "losses": [step.loss for step in reports],
         "precision": precision,
     }
 
 
-def prepare(case: Case, file: str, report: Callable[["StepReport"], None]) -> tuple[Callable[[], None], str]:
+def read_examples(file: str) -> "list[Example]":
+    """Return each English prompt of OASST1's messages with the reply ranked first, and the second as rejected."""
+    from ftbench.data.conversations import Selection
+    from ftbench.data.sources import read_source
+    from ftbench.data.task import Example
+
+    content = read_source(file, "en").content
+    if not isinstance(content, Selection):
+        sys.exit(f"{file} holds no messages of OASST1")
+    return [
+        Example(one.prompt, one.replies[0].text, one.replies[1].text if len(one.replies) > 1 else None)
+        for one in content.conversations
+    ]
+
+
+def prepare(
+    case: Case, file: str, report: Callable[["StepReport"], None], watch: Uncounted | None = None
+) -> tuple[Callable[[], None], str]:
     """Return what trains as a case says, and in which precision.
 
-    A case has `device`, `algorithm` and `whose`, and where they are not the usual ones `steps` and `precision`.
+    A case has `device`, `algorithm` and `whose`, and where they are not the usual ones `steps`, `precision`, `model`.
     """
     import torch
     import transformers
 
-    from ftbench.data.task import build_task
     from ftbench.memory.fit import Fit
+    from ftbench.models.attention import is_packed
     from ftbench.models.chat import ChatFormat
     from ftbench.models.loading import load_model, load_plain, load_tokenizer
     from ftbench.models.precision import choose_precision
@@ -133,7 +176,8 @@ def prepare(case: Case, file: str, report: Callable[["StepReport"], None]) -> tu
     from ftbench.training.encoding import encode
     from ftbench.training.trainer import OptimiserSettings, Training
 
-    recipe = read_recipe("oasst1-smollm2").change(data=file, max_length=512, effective_batch_size=4)
+    recipe = read_recipe("oasst1-smollm2").change(max_length=512, effective_batch_size=4)
+    recipe = recipe.change(model=case.get("model", recipe.model))
     device = torch.device(case["device"])
     name, options = case["algorithm"], OWN.get(case["algorithm"], {})
     if case["whose"] == "trl":
@@ -142,9 +186,11 @@ def prepare(case: Case, file: str, report: Callable[["StepReport"], None]) -> tu
     precision = "float32" if algorithm.own_trainer else choose_precision(case.get("precision", "auto"), device)
     folder = resolve_model(recipe.model, recipe.revision).folder
     transformers.set_seed(0)
+    if not algorithm.own_trainer:  # as in a run's own process
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     chat = ChatFormat(load_tokenizer(folder))
-    data = build_task(recipe.data, recipe.topic, recipe.lang, recipe.evaluation_prompts)
-    encoded = encode(data.train, chat, recipe.max_length, preferences=algorithm.needs == "preferences")
+    encoded = encode(read_examples(file), chat, recipe.max_length, preferences=algorithm.needs == "preferences")
     plan = Plan(encoded.examples, 10**6, recipe.effective_batch_size, recipe.seed)
     tokens = sum(step.tokens for step in plan.steps[: case.get("steps", STEPS)])
     plan = Plan(encoded.examples, tokens, plan.effective_batch_size, plan.seed)
@@ -156,12 +202,14 @@ def prepare(case: Case, file: str, report: Callable[["StepReport"], None]) -> tu
         model = algorithm.adapt(load(folder, device, precision), [])
         fit = Fit(recipe.micro_batch_tokens)
         plain = Training(model, chat.tokenizer, plan, fit, settings, report, None, algorithm.packed)
-        algorithm.train(replace(plain, watch=Uncounted()))
+        if not algorithm.own_trainer and not is_packed(model):
+            sys.exit("the model does not take packed rows here: what would be measured is padding")
+        algorithm.train(replace(plain, watch=watch or Uncounted()))
 
     return train, "TRL's" if algorithm.own_trainer else precision
 
 
-def _limit(device: "torch.device", tokens: int = 1024) -> dict[str, float]:
+def _limit(device: "torch.device", tokens: int = 1024) -> dict[str, Any]:
     """Time the matrix products of training alone, each of a layer's shape: three for full, two where weights rest."""
     import torch
 
@@ -172,7 +220,8 @@ def _limit(device: "torch.device", tokens: int = 1024) -> dict[str, float]:
 
     recipe = read_recipe("oasst1-smollm2")
     folder = resolve_model(recipe.model, recipe.revision).folder
-    model = load_model(folder, device, choose_precision("auto", device))
+    precision = choose_precision("auto", device)
+    model = load_model(folder, device, precision)
     seconds = {"full": 0.0, "lora": 0.0}
     for module in model.modules():
         if not isinstance(module, torch.nn.Linear):
@@ -186,7 +235,8 @@ def _limit(device: "torch.device", tokens: int = 1024) -> dict[str, float]:
         by_weight = _seconds(lambda e=errors, x=inputs: e.T @ x, model.device)
         seconds["full"] += forward + back + by_weight
         seconds["lora"] += forward + back
-    return {f"{name}_tokens_per_second": round(tokens / taken, 1) for name, taken in seconds.items()}
+    speeds = {f"{name}_tokens_per_second": round(tokens / taken, 1) for name, taken in seconds.items()}
+    return {**speeds, "precision": precision}
 
 
 def _seconds(product: Any, device: Any) -> float:
@@ -204,22 +254,34 @@ def _seconds(product: Any, device: Any) -> float:
     return float(median(taken[1:]))
 
 
-def _summary(rows: list[dict[str, Any]]) -> None:
-    def middle(algorithm: str, whose: str, figure: str) -> float:
-        found = [row for row in rows if (row["case"]["algorithm"], row["case"]["whose"]) == (algorithm, whose)]
-        return median(row[figure] for row in found)
+def _summary(rows: list[dict[str, Any]], device: str) -> bool:
+    """Print medians, their spread and ratios; say whether all ratios are what they should be."""
 
+    def of(algorithm: str, whose: str, figure: str) -> list[float]:
+        found = [row for row in rows if (row["case"]["algorithm"], row["case"]["whose"]) == (algorithm, whose)]
+        if len({row["precision"] for row in found}) > 1:
+            sys.exit(f"{algorithm}: not all rows are of one precision; their medians say nothing")
+        return [row[figure] for row in found]
+
+    good = True
     for algorithm in RIVALS:
-        speeds = [middle(algorithm, whose, "tokens_per_second") for whose in ("ours", "trl")]
-        peaks = [middle(algorithm, whose, "peak_bytes") / 2**30 for whose in ("ours", "trl")]
+        speeds = [of(algorithm, whose, "tokens_per_second") for whose in ("ours", "trl")]
+        peaks = [median(of(algorithm, whose, "peak_bytes")) / 2**30 for whose in ("ours", "trl")]
+        (ours, rival), (low, high) = map(median, speeds), (min(speeds[0]), max(speeds[0]))
         of_limit = ""
         if algorithm in ("full", "lora"):
-            limit = middle("limit", "ours", f"{algorithm}_tokens_per_second")
-            of_limit = f", {speeds[0] / limit:.0%} of what its matrix products allow ({limit:.0f})"
+            limit = median(of("limit", "ours", f"{algorithm}_tokens_per_second"))
+            of_limit = f", {ours / limit:.0%} of what its matrix products allow ({limit:.0f})"
+        faster, leaner = ours / rival, peaks[0] / peaks[1]
+        short = [f"{FASTER[device]} times"] if faster < FASTER[device] else []
+        short += [f"{LEANER[device][algorithm]} of the memory"] if leaner > LEANER[device][algorithm] else []
+        good &= not short
         print(
-            f"{algorithm:5} {speeds[0]:6.0f} tokens/s against {speeds[1]:6.0f}: {speeds[0] / speeds[1]:.2f} times"
-            f"{of_limit}; peak {peaks[0]:.2f} GiB against {peaks[1]:.2f}: {peaks[0] / peaks[1]:.2f} times"
+            f"{algorithm:5} {ours:6.0f} ({low:.0f} to {high:.0f}) tokens/s against {rival:6.0f}: {faster:.2f} times"
+            f"{of_limit}; peak {peaks[0]:.2f} GiB against {peaks[1]:.2f}: {leaner:.2f} times"
+            f"{'; not reached: ' + ' and '.join(short) if short else ''}"
         )
+    return good
 
 
 if __name__ == "__main__":

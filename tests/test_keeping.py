@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ftbench as ftbench_api
 from ftbench.execution.unfinished import forget, state_file
 from ftbench.memory.fit import Reduction
 from ftbench.models.loading import load_model
@@ -23,6 +24,7 @@ from ftbench.recipe import Recipe
 from ftbench.results.store import Run, read_runs
 from ftbench.training.clock import Clock
 from ftbench.training.keeping import Keeper, Told
+from ftbench.training.logprobs import CompletionLogProbs
 from ftbench.training.trainer import StepReport
 from strangers import command_line, environment, ftbench
 from tiny import draw_pairs, make_training
@@ -35,12 +37,30 @@ class KilledError(Exception):
     """Stands for what ends a process."""
 
 
+class InTurn(ftbench_api.Algorithm):
+    """Trains one layer, and then another."""
+
+    name = "in-turn"
+
+    def train(self, training: ftbench_api.Training) -> None:
+        for layer, part in enumerate(training.split(0.4)):
+            for name, parameter in training.model.named_parameters():
+                parameter.requires_grad_(f"layers.{layer}." in name)
+            replace(part, stage=f"layer {layer}").run(CompletionLogProbs.nll)
+
+
+def make(name: str, options: dict[str, Any]) -> Any:
+    if name == InTurn.name:
+        return InTurn(InTurn.Config())
+    return REGISTRY.make(*((name, options) if ":" not in name else REGISTRY.resolve(name)))
+
+
 def train(
     folder: Path, name: str, options: dict[str, Any], state: Path | None, stop: int, precision: Precision = "float32"
 ) -> tuple[dict[str, Tensor], list[Told], int]:
     """Train until `stop` steps were reported here; return the weights, all reports, and how often it was taken up."""
     torch.manual_seed(3)
-    algorithm = REGISTRY.make(*((name, options) if ":" not in name else REGISTRY.resolve(name)))
+    algorithm = make(name, options)
     examples = draw_pairs(1)
     texts = [example.chosen.ids for example in draw_pairs(2, 40)]
     model = algorithm.adapt(load_model(folder, CPU, precision), texts)
@@ -80,6 +100,7 @@ def train(
         ("peft:dora", {}, "float32"),
         ("peft:adalora", {}, "float32"),
         ("mla", {"heal_tokens": 0}, "float32"),
+        ("in-turn", {}, "float32"),
     ],
 )
 def test_a_training_that_was_killed_ends_where_an_unbroken_one_does(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -576,6 +577,9 @@ def test_what_an_algorithm_measured_of_itself_has_columns() -> None:
     assert "convert s" in head
     rows = list(csv.DictReader(io.StringIO(render(build_groups(runs), "csv"))))
     assert {row["algorithm"]: row["own.convert_s"] for row in rows} == {"lora": "", "mla": "21.0"}
+    unknown = [make_run("mla", measures={"own": {"convert_s": math.nan}})]
+    (row,) = csv.DictReader(io.StringIO(render(build_groups(unknown), "csv")))
+    assert row["own.convert_s"] == ""
     assert {"own": {}, "algorithm": "lora"}.items() <= next(
         row for row in json.loads(render(build_groups(runs), "json")) if row["algorithm"] == "lora"
     ).items()

@@ -17,6 +17,9 @@ from transformers import (
     StaticCache,
 )
 
+from ftbench.models.attention import is_packed
+from ftbench.models.decoding import Decoder
+from ftbench.models.loading import prepare
 from ftbench_mla.convert import Settings, convert, convert_keeping
 from ftbench_mla.family import UnconvertibleError
 
@@ -137,6 +140,27 @@ def test_step_by_step_the_logits_are_those_of_the_whole(name: str, mode: Any) ->
     whole, cache = log_probs(model, ids), StaticCache(config=model.config, max_cache_len=12)
     parts = [log_probs(model, part, past_key_values=cache) for part in ids.split([4, 1, 3, 1], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_rows_that_end_at_different_times_are_written_as_the_whole_says(name: str, mode: Any) -> None:
+    model: Any = convert(prepare(build(name)), texts(), Settings(kv=0.4, mode=mode))
+    assert is_packed(model)
+    decoder = Decoder(model)
+    read = {row: (prompt, [logits]) for prompt in texts(3, 9) for row, logits in [decoder.read(prompt)]}
+    living = dict(read)
+    for last in [False, True, False, True, False, False]:  # in the end one row is alone
+        found = decoder.write({row: int(logits[-1].argmax()) for row, (_, logits) in living.items()})
+        for row, logits in found.items():
+            living[row][1].append(logits)
+        if last:
+            row, _ = living.popitem()
+            decoder.drop(row)
+    assert len(living) == 1
+    for prompt, logits in read.values():
+        said = [int(one.argmax()) for one in logits]
+        whole = model(input_ids=torch.tensor([prompt + said[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
+        torch.testing.assert_close(torch.stack(logits), whole.detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "mode"), CASES)

@@ -185,7 +185,7 @@ class RunInProgress:
         facts.measures["own"] = self.algorithm.figures()
         facts.outcomes = examination.outcomes(items, attacks)
         facts.measures |= examination.measures(items, attacks, facts.outcomes)
-        if "training_tokens" in facts.measures:
+        if self.recipe.checkpoints and "training_tokens" in facts.measures:
             end = Checkpoint(
                 tokens=facts.measures["training_tokens"],
                 seconds=facts.measures["training_seconds"],

@@ -5,8 +5,10 @@ attended by itself, so that the work is the sum of the squares of the lengths, n
 of one prompt may share it: then it stands in the row once.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from ftbench.memory.fit import is_out_of_memory
 from ftbench.models.packing import Block, Packing, mask_of, pack
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftbench.models.decoding import Reading, Writing
+
+_LOG = logging.getLogger(__name__)
 
 PACKED = "ftbench_packed"
 """The name under which transformers knows this attention. Without a packing it is transformers' own `sdpa`."""
@@ -40,8 +44,11 @@ def use_packed_attention(model: "PreTrainedModel") -> None:
         with torch.no_grad():
             ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
             model(input_ids=ids, use_cache=False, **pack([Block(0, 2), Block(2, 2)], model.device))
-    except Exception:  # any: models refuse in ways of their own
+    except Exception as error:  # any: models refuse in ways of their own
+        if is_out_of_memory(error):
+            raise
         model.set_attn_implementation(before)
+        _LOG.info("rows of %s are padded: %s", type(model).__name__, " ".join(str(error).split())[:200])
 
 
 def is_packed(model: "PreTrainedModel") -> bool:

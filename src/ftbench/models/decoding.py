@@ -27,7 +27,7 @@ ROOM = 64
 QUERIES = 8
 """What the queries of a key's heads are filled up to a multiple of.
 
-The attention of a processor gives each thread a part of one scratch memory. With fewer queries the parts do not begin at
+A processor's attention gives each thread a part of one scratch memory. With fewer queries the parts do not begin at
 multiples of 64 bytes, and a product of matrices that do not is summed in another order: MKL promises equal sums for
 equal alignment alone.
 """

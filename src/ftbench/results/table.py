@@ -48,7 +48,7 @@ def render(groups: Sequence[Group], style: str, *, wide: bool = False) -> str:
     if style == "json":
         return json.dumps(_finite(flat), indent=2, ensure_ascii=False)
     if style == "csv":
-        return _csv(flat)
+        return _csv(_finite(flat))
     from tabulate import tabulate
 
     blocks = []

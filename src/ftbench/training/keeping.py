@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,10 @@ class Keeper:
         if self.path and self.path.exists() and self._is_alone(self.path):
             self._found, self._file = _read(self.path, self.of)
 
+    def note_trained(self, parameters: "Iterable[Tensor]") -> None:
+        """Keep these from now on, too: a stage trains them, or did in a process before this one."""
+        self._changed |= {id(one) for one in parameters}
+
     def enter(self) -> Done | None:
         """Begin the next part; what it came to, where it was over already."""
         behind = self._found.done if self._found else []
@@ -119,7 +123,6 @@ class Keeper:
 
     def take_up(self, training: "Training", optimiser: "MasterAdamW") -> Point:
         """Return where a stage begins: at its first step, or where it was kept, with all as it was then."""
-        self._changed |= {id(one) for one in training.model.parameters() if one.requires_grad}
         found, self._found = self._found, None
         if found is None:
             return Point()

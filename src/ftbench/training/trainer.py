@@ -128,8 +128,8 @@ class Training:
             seconds: that training has taken before this step; they count under a time limit.
         """
         before, after = self._tokens[step] / self._tokens[-1], self._tokens[step + 1] / self._tokens[-1]
-        if self.plan.seconds:
-            passed = min(1.0, seconds / self.plan.seconds)
+        if self.plan.seconds is not None:
+            passed = min(1.0, seconds / self.plan.seconds) if self.plan.seconds else 1.0
             before, after = max(before, passed), max(after, passed)
         return rate_share(before, after, self.settings.warmup)
 
@@ -168,12 +168,13 @@ class Training:
         """
         from ftbench.training.optimiser import MasterAdamW, clip
 
-        done = self.keeper.enter()
-        if done is not None:
-            return Spent(done.tokens, done.seconds)
         parameters = trainable(self.model)
         if not parameters:
             raise ContractError("no parameter is left trainable: set requires_grad on what is to be trained", "adapt")
+        self.keeper.note_trained(parameters)
+        done = self.keeper.enter()
+        if done is not None:
+            return Spent(done.tokens, done.seconds)
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
         optimiser = MasterAdamW(parameters, highest, self.settings.weight_decay)
         self.model.train()

@@ -138,12 +138,14 @@ class Mla(ftbench.Algorithm):
             known = joined([example.chosen.ids for example in training.plan.examples], length)[: count // 2]
             wanted, begin = COMPARED + count - len(known), first if start is None else start
             drawn = draw_texts(base, begin, wanted, length, training.plan.seed)
-            for context in contexts:
-                self._figures[f"decode_{context}_base_tokens/s"] = decode_speed(base, context)
-        for context in contexts:
-            self._figures[f"decode_{context}_tokens/s"] = decode_speed(model, context)
+            with training.clock.stopped():  # what is measured trains nothing
+                for context in contexts:
+                    self._figures[f"decode_{context}_base_tokens/s"] = decode_speed(base, context)
         texts, held_out = alternating(known, drawn[COMPARED:]), drawn[:COMPARED]
-        self._compare("converted", compare(model, teacher, held_out))
+        with training.clock.stopped():
+            for context in contexts:
+                self._figures[f"decode_{context}_tokens/s"] = decode_speed(model, context)
+            self._compare("converted", compare(model, teacher, held_out))
         if not texts:
             return
         settings = HealSettings(length, training.fit.micro_batch_tokens, training.settings.max_grad_norm)
@@ -158,7 +160,8 @@ class Mla(ftbench.Algorithm):
             return training.watch.step("heal", index, model, kept)
 
         heal(model, teacher, texts, config.heal_learning_rate, settings, report, counted)
-        self._compare("healed", compare(model, teacher, held_out))
+        with training.clock.stopped():
+            self._compare("healed", compare(model, teacher, held_out))
 
     def _compare(self, when: str, found: "Divergence") -> None:
         self._figures[f"KL_{when}_nats/token"] = found.kl

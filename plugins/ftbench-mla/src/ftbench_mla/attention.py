@@ -68,6 +68,8 @@ class LatentAttention(nn.Module):
             beside = rotate(self.k_rope(hidden_states)[:, None], *angles)
             turned = rotate(self._grouped(query, self.q_rope), *angles)
             cached = torch.cat([cached, beside], dim=-1)
+        # Whoever keeps keys and values itself, as ftbench's decoding does, is given them in one form at all lengths.
+        absorbed = not shape.exact and length == 1 and past_key_values is not None
         begin = 0
         if past_key_values is not None:
             begin = past_key_values.get_seq_length(self.layer_idx) + 0  # a static cache counts on in the same tensor
@@ -75,7 +77,7 @@ class LatentAttention(nn.Module):
         if shape.exact:
             at = position_embeddings if past_key_values is None else None
             query, key, value, groups = *self._rotated(query, cached, begin, at), shape.heads // shape.groups
-        elif length > 1:
+        elif not absorbed:
             latent, beside = cached.split([shape.rank, shape.rotated], dim=-1)
             key, value = self._expanded(latent, self.key_up), self._expanded(latent, self.value_up)
             if shape.rotated:
@@ -87,7 +89,7 @@ class LatentAttention(nn.Module):
             query = torch.cat([query, turned], dim=-1) if shape.rotated else query
             key, value, groups = cached, cached[..., : shape.rank], shape.heads
         output, weights = self._attend(query, key, value, groups, attention_mask, **given)
-        if not shape.exact and length == 1:
+        if absorbed:
             output = self._grouped(output.transpose(1, 2), self.value_up).transpose(1, 2)
         output = self.o_proj(output.reshape(batch, length, -1))
         return self.output_dropout(output), weights

@@ -1,7 +1,7 @@
 """Healing: a converted model learns to predict again what it predicted before."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -176,9 +176,15 @@ def _accumulate(model: "PreTrainedModel", teacher: Teacher, step: Sequence[Seque
 
 def compare(model: "PreTrainedModel", teacher: Teacher, texts: Sequence[Sequence[int]]) -> Divergence:
     """Measure how far a converted model is from what it was, each text by itself."""
-    with teacher.in_place() as base:
-        known = [predict(base, text) for text in texts]
-    return diverge(model, texts, known)
+    return diverge(model, texts, _in_turn(teacher, texts))
+
+
+def _in_turn(teacher: Teacher, texts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """Yield what the base predicts of each text: of one at a time, for it is as large as the vocabulary."""
+    for text in texts:
+        with teacher.in_place() as base:
+            wanted = predict(base, text)
+        yield wanted
 
 
 @torch.no_grad()
@@ -189,7 +195,7 @@ def predict(model: "PreTrainedModel", text: Sequence[int]) -> Tensor:
     return logits.float().log_softmax(-1)
 
 
-def diverge(model: "PreTrainedModel", texts: Sequence[Sequence[int]], known: Sequence[Tensor]) -> Divergence:
+def diverge(model: "PreTrainedModel", texts: Sequence[Sequence[int]], known: Iterable[Tensor]) -> Divergence:
     """Measure how far a model is from what a base predicts of the same texts (`predict`)."""
     kl = agreed = own_loss = base_loss = 0.0
     for text, wanted in zip(texts, known, strict=True):
