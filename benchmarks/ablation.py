@@ -159,7 +159,7 @@ class _Kept(statistics._Moments):
 
 def _tokens(base: Any, calibration: list[list[int]]) -> tuple[list[Moments], list[LayerStatistics]]:
     """Return each layer's inputs and gradients, `[seq, …]`, and its statistics, from one pass."""
-    statistics._Moments, statistics.PASSES = _Kept, 1  # type: ignore[misc]
+    statistics._Moments, statistics.PASSES = _Kept, 1  # type: ignore[misc, assignment]
     seen = statistics.collect(base, Family.of(base.config), calibration)
     kept = [one for one in _Kept.every if one.tokens]
     return [(torch.cat(one.x).double(), torch.cat(one.g).double()) for one in kept], seen
@@ -173,7 +173,7 @@ def _converted(
     told = [
         replace(one, weighed=inputs, fisher=gradients) for one, (inputs, gradients) in zip(seen, fitted, strict=True)
     ]
-    convert.collect = lambda *_: told  # type: ignore[assignment]
+    convert.collect = lambda *_: told  # type: ignore[assignment, attr-defined]
     convert.RECIPES["balanced"] = ("query", "sensitivity", "balanced")
     model = load_base()
     convert.convert_keeping(model, calibration, convert.Settings(**settings))

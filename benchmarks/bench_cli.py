@@ -30,7 +30,7 @@ def test_cpu_time(benchmark: BenchmarkFixture, arguments: list[str]) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         used.append(cpu_seconds() - before)
 
-    benchmark.pedantic(call, rounds=11, warmup_rounds=1)
+    benchmark.pedantic(call, rounds=11, warmup_rounds=1)  # type: ignore[no-untyped-call]
     median = sorted(used)[len(used) // 2]
     benchmark.extra_info["cpu_seconds_median"] = median
     print(f"{' '.join(arguments[:1])}: {median:.3f} s of CPU time (median of {len(used)})")

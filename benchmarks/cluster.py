@@ -126,13 +126,13 @@ def two_nodes() -> Iterator[tuple[str, psutil.Process]]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
-    common = {"num_cpus": 1, "node_ip_address": LOOPBACK, "include_dashboard": False}
+    common: dict[str, Any] = {"num_cpus": 1, "node_ip_address": LOOPBACK, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=common)
     try:
         other = cluster.add_node(**common)
         yield cluster.address, psutil.Process(other.all_processes["raylet"][0].process.pid)
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _when_on_node(

@@ -114,7 +114,7 @@ def _bare(training: Any) -> list[tuple[float, float]]:
     model, settings = training.model, training.settings
     device, steps = model.device, []
     for step in training.plan.steps:
-        rows = [
+        laid_out = [
             lay_out([example.chosen for example in batch])
             for batch in cut(step.examples, training.fit.micro_batch_tokens)
         ]
@@ -130,7 +130,7 @@ def _bare(training: Any) -> list[tuple[float, float]]:
                     torch.tensor(row.targets, device=device),
                     row.scores,
                 )
-                for row in rows
+                for row in laid_out
             ]
         )
     head = model.get_output_embeddings()

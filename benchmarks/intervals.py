@@ -114,7 +114,7 @@ def _verdicts(case: dict[str, Any], prompts: Table, draw: np.random.Generator) -
     """Return one algorithm's verdicts as 0 and 1, `[seed, prompt]`."""
     seeds = case["of_seeds"] * draw.standard_normal((case["seeds"], 1))
     chance = draw.standard_normal((case["seeds"], PROMPTS))
-    return (case["level"] + prompts + seeds + chance > 0).astype(float)
+    return (case["level"] + prompts + seeds + chance > 0).astype(float)  # type: ignore[no-any-return]
 
 
 def _bootstrap(verdicts: Table, draw: np.random.Generator, fewer: int = 0) -> Interval:

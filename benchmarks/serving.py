@@ -43,7 +43,7 @@ def equality(runs: list[Path], args: argparse.Namespace) -> dict[str, Any]:
 
             def same(item: Any, streamed: bool = False, model: str = name, limit: int = limit) -> bool:
                 told = ask(client, model, item.prompt, streamed, max_tokens=limit)
-                return told == Told(item.reply, item.tokens, "stop" if item.ended else "length")
+                return bool(told == Told(item.reply, item.tokens, "stop" if item.ended else "length"))
 
             alone = sum(map(same, recorded))
             with ThreadPoolExecutor(args.clients) as pool:

@@ -119,8 +119,8 @@ def test_attention_is_the_same_sum_whichever_thread_computes_it(sharing: int) ->
         shelf = Shelf(ROOM)
         shelf.layers = [[keys[rows].clone(), values[rows].clone()]]
         ends = torch.full((rows.stop - rows.start,), ROOM - 1)
-        newest = [one[rows, :, -1].transpose(0, 1)[None] for one in (keys, values)]
-        return Writing([Span(shelf, 0, 0, ends)]).attend(query[:, :, rows], *newest, None, None)
+        key, value = (one[rows, :, -1].transpose(0, 1)[None] for one in (keys, values))
+        return Writing([Span(shelf, 0, 0, ends)]).attend(query[:, :, rows], key, value, None, None)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

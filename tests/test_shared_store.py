@@ -68,7 +68,7 @@ def test_trainings_of_one_recipe_and_of_another_at_once_are_neither_lost_nor_mix
         assert len(ended.replies()) == 12
     one, other, _ = made
     # One that comes to its training when the other's is over, and not yet published, goes on from what that left.
-    assert one.result.measures.tokens == other.result.measures.tokens
+    assert one.result.measures.training_tokens == other.result.measures.training_tokens
     assert {one.result.measures.resumed, other.result.measures.resumed} <= {0, 1}
     assert one.replies() == other.replies()
     assert (one.folder / WEIGHTS).read_bytes() == (other.folder / WEIGHTS).read_bytes()

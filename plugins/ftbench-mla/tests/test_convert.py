@@ -157,10 +157,10 @@ def test_rows_that_end_at_different_times_are_written_as_the_whole_says(name: st
             row, _ = living.popitem()
             decoder.drop(row)
     assert len(living) == 1
-    for prompt, logits in read.values():
-        said = [int(one.argmax()) for one in logits]
+    for prompt, told in read.values():
+        said = [int(one.argmax()) for one in told]
         whole = model(input_ids=torch.tensor([prompt + said[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
-        torch.testing.assert_close(torch.stack(logits), whole.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.stack(told), whole.detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "mode"), CASES)
