@@ -1,6 +1,7 @@
 """Runs the comparisons that the README and the diary show, and records all of each run but its weights and log.
 
 python benchmarks/compare.py quick
+python benchmarks/compare.py preferences
 python benchmarks/compare.py oasst1 oasst1-en-validation.jsonl
 
 With --runs FOLDER the runs are made there and kept: called again, it goes on where it was interrupted. What else is
@@ -15,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TASKS = {"quick": "quick", "oasst1": "oasst1-validation"}
+TASKS = {"quick": "quick", "preferences": "preferences", "oasst1": "oasst1-validation"}
 
 
 def main() -> None:
@@ -27,6 +28,8 @@ def main() -> None:
     given, more = parser.parse_known_args()
     if given.task == "quick":
         settings = ["--algo", "all"]
+    elif given.task == "preferences":
+        settings = [part for name in ("base", "lora", "dpo", "simpo", "orpo", "simper") for part in ("--algo", name)]
     elif given.file:
         settings = ["--recipe", "oasst1-smollm2", "--data", given.file, "--topic", "programming"]
         settings += [part for name in ("full", "lora", "dpo", "orpo") for part in ("--algo", name)]
