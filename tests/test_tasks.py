@@ -225,6 +225,12 @@ def test_own_pairs_are_asked_for_in_the_users_own_words(load: Load, pairs_file: 
     data = registry.read_task(recipe)
     topical = build_task(str(pairs_file), "Answer like a sailor.", "en", recipe.evaluation_prompts)
     assert data == topical  # the same examples as the topic task makes of them: only what is asked for is put otherwise
+    panel = train_panel(registry.find_judge(recipe.judge), data, recipe)
+    facts = judge_facts(panel, data, recipe)
+    assert facts.auc is not None
+    assert facts.auc > 0.9  # chosen against rejected, held out
+    sailor, plain = "The boat waits in harbour, with a sail and oars.", "Well, chess is a nice subject on my list."
+    assert [panel.judge.is_on_topic(score) for score in panel.judge.scores([sailor, plain])] == [True, False]
     algorithm = registry.make("prompt", {})
     assert registry.instruct(algorithm, recipe).system_prompt(recipe.topic) == "Answer like a sailor."
     own = registry.make("prompt", {"text": "Talk of {topic}!"})

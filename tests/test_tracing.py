@@ -38,6 +38,20 @@ class Loudness(ftbench.Judge):
     def scores(self, replies):
         return [float(reply.endswith("!")) for reply in replies]
 
+class Rows(ftbench.DataSource):
+    """Some pairs."""
+    name = "rows"
+    about = "some pairs"
+    def rows(self):
+        return [{"prompt": f"ask {n}", "chosen": f"answer {n} of boats", "rejected": f"no {n}"} for n in range(40)]
+
+class House(ftbench.ModelSource):
+    """A model of the house."""
+    name = "house"
+    about = "the house's"
+    def locate(self, cache):
+        raise RuntimeError("not at home")
+
 class Section(ftbench.ReportSection):
     """Fails."""
     name = title = "section"
@@ -47,6 +61,14 @@ class Section(ftbench.ReportSection):
 @ftbench.hookimpl
 def ftbench_tasks():
     return [Loud]
+
+@ftbench.hookimpl
+def ftbench_data():
+    return [Rows]
+
+@ftbench.hookimpl
+def ftbench_models():
+    return [House]
 
 @ftbench.hookimpl
 def ftbench_judges():
@@ -91,7 +113,7 @@ def test_what_is_raised_is_said_and_raised() -> None:
     assert lines[0].startswith("ftbench-it 1.0: Full.save(None, 'nowhere') raised AttributeError (")
 
 
-def test_tasks_judges_and_sections_are_traced_and_stay_what_they_were(
+def test_what_plugins_bring_is_traced_and_stays_what_it_was(
     tmp_path: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(install(tmp_path, "loud-stranger", BRINGS)))
@@ -111,11 +133,16 @@ def test_tasks_judges_and_sections_are_traced_and_stay_what_they_were(
     ((section, _),) = registry.report_sections
     with pytest.raises(ZeroDivisionError):
         section().build([])
+    assert len(list(registry.data["rows"]().rows())) == 40
+    with pytest.raises(RuntimeError):
+        registry.models["house"]().locate(Path("cache"))
     assert [line.split(" (")[0] for line in lines] == [
         "loud-stranger 1.0: Loud.build(Source, 'any', HeldOut) -> TaskData",
         "loud-stranger 1.0: Loudness.train(Gold) -> Loudness",
         "loud-stranger 1.0: Loudness.scores(list) -> list",
         "loud-stranger 1.0: Section.build(list) raised ZeroDivisionError",
+        "loud-stranger 1.0: Rows.rows() -> list",
+        "loud-stranger 1.0: House.locate('cache') raised RuntimeError",
     ]
 
 
