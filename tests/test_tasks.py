@@ -229,8 +229,8 @@ def test_own_pairs_are_asked_for_in_the_users_own_words(load: Load, pairs_file: 
     facts = judge_facts(panel, data, recipe)
     assert facts.auc is not None
     assert facts.auc > 0.9  # chosen against rejected, held out
-    sailor, plain = "The boat waits in harbour, with a sail and oars.", "Well, chess is a nice subject on my list."
-    assert [panel.judge.is_on_topic(score) for score in panel.judge.scores([sailor, plain])] == [True, False]
+    sailor, other = "The boat waits in harbour, with a sail and oars.", "Well, chess is a nice subject on my list."
+    assert [panel.judge.is_on_topic(score) for score in panel.judge.scores([sailor, other])] == [True, False]
     algorithm = registry.make("prompt", {})
     assert registry.instruct(algorithm, recipe).system_prompt(recipe.topic) == "Answer like a sailor."
     own = registry.make("prompt", {"text": "Talk of {topic}!"})
