@@ -73,9 +73,11 @@ def _ours(case: Case, file: str) -> float:
             log(step)
             times.append(perf_counter())
 
-        prepare(case, file, report)[0]()
-        os.close(write)
-        reader.join()
+        try:
+            prepare(case, file, report)[0]()
+        finally:  # else the reader waits for ever
+            os.close(write)
+            reader.join()
     return times[-1] - times[0]
 
 

@@ -35,7 +35,9 @@ def main() -> None:
     given = parser.parse_args()
     path = HERE / "precision" / f"{given.device}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    here = describe(choose_device(given.device), "-").hardware
+    every = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in every if row["environment"]["hardware"] == here]
     for algorithm, precision in product(("full", "lora"), ("float32", "bf16")):
         case: Case = {"device": given.device, "algorithm": algorithm, "whose": "ours", "precision": precision}
         case["steps"] = STEPS

@@ -51,6 +51,9 @@ FASTER = {"cpu": 3.5, "cuda": 2.0}
 LEANER = {"cpu": {"full": 0.5, "lora": 0.35, "dpo": 0.35, "orpo": 0.35}, "cuda": dict.fromkeys(RIVALS, 0.5)}
 """Which share of TRL's peak memory ours should be, at most."""
 
+MACHINE = ("hardware", "cores", "threads", "versions")
+"""What rows must share to be put together."""
+
 STEPS = 8
 Case = dict[str, Any]
 
@@ -86,7 +89,7 @@ def main() -> None:
         include={"hardware", "cores", "threads", "versions", "code"}
     )
     every = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in every if row["environment"]["hardware"] == where["hardware"]]
+    rows = [row for row in every if all(row["environment"][fact] == where[fact] for fact in MACHINE)]
     known = [row["case"] for row in rows]
     for repeat, algorithm, whose in product(range(given.repeats), ["limit", *RIVALS], ("ours", "trl")):
         case = {"device": given.device, "algorithm": algorithm, "whose": whose, "repeat": repeat}
@@ -133,6 +136,7 @@ def _measure(case: Case, file: str) -> dict[str, Any]:
     seconds = times[-1] - times[0] + reference * timed / tokens
     return {
         "tokens_per_second": round(timed / seconds, 1),
+        "tokens": tokens,
         "peak_bytes": meter.peak["train"],
         "losses": [step.loss for step in reports],
         "precision": precision,
