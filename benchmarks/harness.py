@@ -13,15 +13,15 @@ import json
 import os
 import sys
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+from origin import machine, now
 from training import Case, prepare
 
-from ftbench.execution.environment import choose_device, describe
+from ftbench.execution.environment import choose_device
 from ftbench.execution.events import EventWriter, read_event
 from ftbench.execution.steplog import StepLog
 from ftbench.memory.meter import Meter
@@ -42,7 +42,7 @@ def main() -> None:
     given = parser.parse_args()
     path = HERE / "harness" / f"{given.device}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    where = describe(choose_device(given.device), "-").model_dump(include={"hardware", "cores", "versions", "code"})
+    where = machine(given.device)
     slow = False
     for algorithm in ("full", "lora"):
         case: Case = {"device": given.device, "algorithm": algorithm, "whose": "ours", "steps": STEPS}
@@ -53,7 +53,7 @@ def main() -> None:
             pairs.append((found[_ours], found[_bared]))
         more = median(ours / bare - 1 for ours, bare in pairs)
         slow |= more > MOST
-        row = {"case": case, "when": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": pairs}
+        row = {"case": case, "when": now(), "seconds": pairs}
         with path.open("a") as file:
             file.write(json.dumps({**row, "more": round(more, 4), "environment": where}) + "\n")
         print(f"{algorithm:5} {more:+.1%} (median of {PAIRS} pairs, {STEPS} steps each)")

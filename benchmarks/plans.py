@@ -9,15 +9,12 @@ takes longer than its model's limit, or more memory than any may.
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
+from origin import machine, now
 from timed import once
-
-from ftbench.execution.environment import describe
 
 HERE = Path(__file__).parent
 CASES = [
@@ -41,7 +38,7 @@ MOST = 2**30
 
 def main() -> None:
     """Time every case, and print it."""
-    where = describe(torch.device("cpu"), "-").model_dump(include={"hardware", "cores", "threads", "versions", "code"})
+    where = machine("cpu")
     beyond = 0
     path = HERE / "plans" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
@@ -51,7 +48,7 @@ def main() -> None:
         found = [once(arguments) for _ in range(TIMES)]
         limit = None if algorithms == ["all"] else LIMITS.get(model)
         row: dict[str, Any] = {
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "when": now(),
             "model": model,
             "budget": budget,
             "algorithms": algorithms,

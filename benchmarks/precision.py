@@ -11,14 +11,13 @@ It exits with 1 where they are more than 1 % apart.
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
+from origin import machine, now, rows_of
 from training import Case, prepare
 
-from ftbench.execution.environment import choose_device, describe
 from ftbench.training.trainer import StepReport
 
 HERE = Path(__file__).parent
@@ -35,18 +34,14 @@ def main() -> None:
     given = parser.parse_args()
     path = HERE / "precision" / f"{given.device}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    here = describe(choose_device(given.device), "-").hardware
-    every = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in every if row["environment"]["hardware"] == here]
+    where = machine(given.device)
+    rows = rows_of(path, where)
     for algorithm, precision in product(("full", "lora"), ("float32", "bf16")):
         case: Case = {"device": given.device, "algorithm": algorithm, "whose": "ours", "precision": precision}
         case["steps"] = STEPS
         if case not in [row["case"] for row in rows]:
             losses = _losses(case, given.file)
-            where = describe(choose_device(given.device), precision)
-            facts = where.model_dump(include={"hardware", "cores", "versions", "code"})
-            when = datetime.now(UTC).isoformat(timespec="seconds")
-            rows.append({"case": case, "when": when, "losses": losses, "environment": facts})
+            rows.append({"case": case, "when": now(), "losses": losses, "environment": where})
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     good = True

@@ -14,16 +14,15 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hostile import fuzz
+from origin import machine, now
 from served import Told, ask, serving
 from soaking import soak
 
-from ftbench.execution.environment import describe
 from ftbench.results.store import read_run
 
 HERE = Path(__file__).parent
@@ -109,11 +108,8 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="print the line, do not record it")
     args = parser.parse_args()
     found = KINDS[args.kind](args.runs, args)
-    import torch
 
-    where = describe(torch.device("cpu"), "-").model_dump(include={"hardware", "cores", "threads", "versions", "code"})
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    line = {"when": when, "runs": [folder.name for folder in args.runs], **found, "environment": where}
+    line = {"when": now(), "runs": [folder.name for folder in args.runs], **found, "environment": machine("cpu")}
     print(json.dumps({key: line[key] for key in line if key not in ("environment", "memory")}, indent=2))
     if not args.trial:
         folder = HERE / "serving"

@@ -18,14 +18,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ftbench.execution.environment import choose_device, describe
+from origin import machine, now, rows_of
+
 from ftbench.execution.local import PROMPT_MEMORY
 from ftbench.training.watch import StepWatch
 
@@ -50,9 +50,6 @@ FASTER = {"cpu": 3.5, "cuda": 2.0}
 """How many times TRL's tokens a second ours should be, at least."""
 LEANER = {"cpu": {"full": 0.5, "lora": 0.35, "dpo": 0.35, "orpo": 0.35}, "cuda": dict.fromkeys(RIVALS, 0.5)}
 """Which share of TRL's peak memory ours should be, at most."""
-
-MACHINE = ("hardware", "cores", "threads", "versions")
-"""What rows must share to be put together."""
 
 STEPS = 8
 Case = dict[str, Any]
@@ -85,11 +82,8 @@ def main() -> None:
         return
     path = HERE / "training" / f"{given.device}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    where = describe(choose_device(given.device), "-").model_dump(
-        include={"hardware", "cores", "threads", "versions", "code"}
-    )
-    every = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in every if all(row["environment"][fact] == where[fact] for fact in MACHINE)]
+    where = machine(given.device)
+    rows = rows_of(path, where)
     known = [row["case"] for row in rows]
     for repeat, algorithm, whose in product(range(given.repeats), ["limit", *RIVALS], ("ours", "trl")):
         case = {"device": given.device, "algorithm": algorithm, "whose": whose, "repeat": repeat}
@@ -102,7 +96,7 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"{case} ended with {done.returncode}: {done.stderr[-300:]}")
         found = json.loads(done.stdout.strip().splitlines()[-1])
-        row = {"case": case, "when": datetime.now(UTC).isoformat(timespec="seconds"), **found, "environment": where}
+        row = {"case": case, "when": now(), **found, "environment": where}
         rows.append(row)
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
