@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -111,6 +112,31 @@ def test_an_error_ends_the_others_and_is_the_one_that_is_raised() -> None:
 
     with pytest.raises(ValueError, match="the disk is full"):
         carry_out([Task(goes_on), Task(fails), Task(pytest.fail)], 2, ended.set)
+
+
+TOLD_ELSEWHERE = """
+import os, signal, threading, time
+from ftbench.execution.scheduling import Task, carry_out
+
+def goes_on():
+    time.sleep(0.2)  # the main thread waits by now
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)  # this thread alone can be given it
+    print("stopped" if ended.wait(20) else "went on")
+
+ended = threading.Event()
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+try:
+    carry_out([Task(goes_on)], 1, ended.set)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_that_another_thread_was_given_ends_what_is_under_way() -> None:
+    ended = subprocess.run([sys.executable, "-c", TOLD_ELSEWHERE], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["stopped", "interrupted"]
 
 
 # Who gets which device

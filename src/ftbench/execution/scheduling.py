@@ -5,6 +5,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 
+_HEED = 0.5
+"""Seconds after which a signal is heeded at the latest: one that another thread was given does not end a wait."""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """Something to do once what it comes `after` is done; `seconds` is a guess at how long it takes."""
@@ -39,7 +43,7 @@ def carry_out(tasks: Sequence[Task], at_once: int, stop: Callable[[], None]) -> 
                 for task in ready:
                     waiting.remove(task)
                     begun[pool.submit(task.do)] = task
-                for ended in wait(begun, return_when=FIRST_COMPLETED).done:
+                for ended in wait(begun, _HEED, FIRST_COMPLETED).done:
                     ended.result()
                     done.add(begun.pop(ended))
         except BaseException:
