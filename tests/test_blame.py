@@ -126,6 +126,8 @@ class Idle(ftbench.Algorithm):
     def save(self, model, folder):
         del model.model.gate
         super().save(model, folder)
+    def warnings(self):
+        return ["the gate rests"]
 
 @ftbench.hookimpl
 def ftbench_algorithms():
@@ -133,7 +135,7 @@ def ftbench_algorithms():
 """
 
 
-def test_a_parameter_that_never_has_a_gradient_is_warned_of(
+def test_a_parameter_without_a_gradient_is_warned_of_and_what_an_algorithm_says_is_passed_on(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring(tmp_path, monkeypatch, IDLE)
@@ -141,7 +143,9 @@ def test_a_parameter_that_never_has_a_gradient_is_warned_of(
     few = ["--set", "max_new_tokens=4", "--set", "attack_prompts=0", "--set", "checkpoints=0"]
     done = ftbench_here("run", *asked, *few, "--algo", "idle", "--out", "runs", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "Idle.adapt" in line]
+    said = (done.stdout + done.stderr).splitlines()
+    assert "warning: plugin odd-one 1.0, the gate rests" in said
+    (line,) = [line for line in said if "Idle.adapt" in line]
     assert all(word in line for word in ("model.gate", "requires_grad", "forward pass")), line
 
 

@@ -185,6 +185,10 @@ class Algorithm:
         """Return what else it measured, by name with the unit at its end; called when all is done."""
         return {}
 
+    def warnings(self) -> Sequence[str]:
+        """Return what somebody who reads the run's figures must know, a line each; called when all is done."""
+        return ()
+
     def save(self, model: "PreTrainedModel", folder: Path) -> None:
         """Write what training changed as safetensors into `folder`; by default the adapter, or the whole model."""
         if self.adapter:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -17,9 +18,11 @@ from transformers import (
     StaticCache,
 )
 
+from ftbench.algorithm import configure
 from ftbench.models.attention import is_packed
 from ftbench.models.decoding import Decoder
 from ftbench.models.loading import prepare
+from ftbench_mla import Mla
 from ftbench_mla.convert import Settings, convert, convert_keeping
 from ftbench_mla.family import UnconvertibleError
 
@@ -232,6 +235,31 @@ def test_models_that_cannot_be_converted_are_told(config: Any, said: str) -> Non
 def test_too_few_texts_are_told() -> None:
     with pytest.raises(UnconvertibleError, match="256 tokens"):
         convert(build("gqa"), texts(2), Settings())
+
+
+def test_texts_that_do_not_show_all_of_the_inputs_are_warned_of() -> None:
+    config = LlamaConfig(**{**GROUPED, "hidden_size": 512, "num_hidden_layers": 1})
+    with pytest.warns(UserWarning, match="calibrated on 320 tokens, fewer than the 512 dimensions"):
+        model: Any = convert(AutoModelForCausalLM.from_config(config), texts(8), Settings(kv=0.9))
+    assert log_probs(model, torch.randint(1, 62, (2, 9))).isfinite().all()
+    algorithm = configure(Mla, {"kv": 0.9})
+    algorithm.adapt(AutoModelForCausalLM.from_config(config), texts(8))
+    assert [line[:24] for line in algorithm.warnings()] == ["calibrated on 320 tokens"]
+    algorithm.adapt(build("gqa"), texts(8))
+    assert len(algorithm.warnings()) == 1  # 320 tokens are enough for 32 dimensions
+
+
+@pytest.mark.parametrize("mode", ["absorbable", "exact-rope"])
+def test_a_step_behind_a_cache_gives_each_heads_weights(mode: Any) -> None:
+    model: Any = convert(build("qwen2"), texts(), Settings(kv=0.4, mode=mode))
+    model.set_attn_implementation("eager")
+    ids = torch.randint(1, 62, (2, 9))
+    whole = model(ids, output_attentions=True).attentions
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :8], past_key_values=cache)
+    last = model(ids[:, 8:], past_key_values=cache, output_attentions=True).attentions
+    for one, every in zip(last, whole, strict=True):
+        torch.testing.assert_close(one, every[:, :, 8:], rtol=1e-4, atol=1e-5)
 
 
 def test_a_calibration_smaller_than_the_model_is_filled_up() -> None:

@@ -183,6 +183,7 @@ class RunInProgress:
             attacks = examination.attack(model, lambda done: self.events.send(Progress(prompts + done)))
         facts.measures["cache_bytes_per_token"] = cache_bytes_per_token(model)
         facts.measures["own"] = self.algorithm.figures()
+        facts.warnings.extend(self.algorithm.warnings())
         facts.outcomes = examination.outcomes(items, attacks)
         facts.measures |= examination.measures(items, attacks, facts.outcomes)
         if self.recipe.checkpoints and "training_tokens" in facts.measures:

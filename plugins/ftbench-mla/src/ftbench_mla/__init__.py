@@ -66,12 +66,17 @@ class Mla(ftbench.Algorithm):
         super().__init__(config)
         self._teacher: Teacher | None = None
         self._figures: dict[str, float] = {}
+        self._warnings: list[str] = []
         self._converted: TemporaryDirectory[str] | None = None
         self._trained: PreTrainedModel | None = None
 
     def figures(self) -> dict[str, float]:
         """Return how far the model was from the base when it was converted and when it was healed, and its speed."""
         return self._figures
+
+    def warnings(self) -> Sequence[str]:
+        """Say where the texts to calibrate on were few."""
+        return self._warnings
 
     def settings(self) -> "Settings":
         """Return how the model is converted."""
@@ -82,7 +87,7 @@ class Mla(ftbench.Algorithm):
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
         """Convert the model, calibrated on the training texts."""
-        from ftbench_mla.convert import convert_keeping, reshape
+        from ftbench_mla.convert import convert_keeping, reshape, scarcity
         from ftbench_mla.family import UnconvertibleError
 
         start = perf_counter()
@@ -90,7 +95,9 @@ class Mla(ftbench.Algorithm):
             if is_valueless(model):
                 return reshape(model, self.settings())
             texts = first_tokens(calibration, self.config.calibration_tokens)
+            few = scarcity(model, texts)
             self._teacher = convert_keeping(model, texts, self.settings())
+            self._warnings += [few] if few else []
         except UnconvertibleError as error:
             raise ftbench.Skip(str(error)) from error
         self._figures["convert_s"] = perf_counter() - start

@@ -87,10 +87,13 @@ class LatentAttention(nn.Module):
         else:
             query = self._grouped(query, self.key_up.transpose(1, 2))
             query = torch.cat([query, turned], dim=-1) if shape.rotated else query
-            key, value, groups = cached, cached[..., : shape.rank], shape.heads
-        output, weights = self._attend(query, key, value, groups, attention_mask, **given)
+            # All heads read one key, as so many queries would. Values of the key's size take the fast kernels, and the
+            # cache as it is: to cut the rotated part off is to copy it.
+            query, key, value, groups = query.transpose(1, 2), cached, cached, 1
+        output, weights = self._attend(query, key, value, groups, attention_mask, causal=not absorbed, **given)
         if absorbed:
-            output = self._grouped(output.transpose(1, 2), self.value_up).transpose(1, 2)
+            output = self._grouped(output[..., : shape.rank], self.value_up).transpose(1, 2)
+            weights = None if weights is None else weights.transpose(1, 2)
         output = self.o_proj(output.reshape(batch, length, -1))
         return self.output_dropout(output), weights
 
@@ -125,7 +128,7 @@ class LatentAttention(nn.Module):
         return rotate(query, *of_query), rotate(key, *of_key), value
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, groups: int, mask: Tensor | None, **given: Any
+        self, query: Tensor, key: Tensor, value: Tensor, groups: int, mask: Tensor | None, *, causal: bool, **given: Any
     ) -> tuple[Tensor, Tensor | None]:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
         from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -133,7 +136,7 @@ class LatentAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         # What attention functions read off the module: the number of heads that share a key is not always the same.
         module = SimpleNamespace(
-            num_key_value_groups=groups, is_causal=True, training=self.training, layer_idx=self.layer_idx
+            num_key_value_groups=groups, is_causal=causal, training=self.training, layer_idx=self.layer_idx
         )
         dropout = self.dropout.p if self.training else 0.0
         size, more = value.shape[-1], key.shape[-1] - value.shape[-1]

@@ -1,5 +1,6 @@
 """From a trained model to one with latent attention."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class _Layer:
 def convert(
     model: "PreTrainedModel", calibration: Sequence[Sequence[int]], settings: Settings | None = None
 ) -> "PreTrainedModel":
-    """Give a model latent attention in the place of its own, and return it.
+    """Give a model latent attention in the place of its own, and return it; warn where the texts are few.
 
     Args:
         model: of one of the families; changed in place.
@@ -70,8 +71,22 @@ def convert(
     Raises:
         UnconvertibleError: the model is of no family, or the settings or the texts do not fit it.
     """
+    few = scarcity(model, calibration)
     convert_keeping(model, calibration, settings or Settings())
+    if few:
+        warnings.warn(few, stacklevel=2)
     return model
+
+
+def scarcity(model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> str | None:
+    """Say that texts are too few to know a model's inputs by, or return None."""
+    tokens, width = sum(map(len, calibration)), model.config.hidden_size
+    if tokens >= width:
+        return None
+    return (
+        f"calibrated on {tokens} tokens, fewer than the {width} dimensions of a layer's input: what these texts do not "
+        "show counts for little in the decomposition; give more, or longer, texts"
+    )
 
 
 class Teacher:
