@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latent import load_base, read_texts
+from latent import base_folder, load_base, read_texts
 from torch import Tensor
 
 from ftbench_mla import convert, statistics
@@ -124,7 +124,7 @@ def main() -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     wanted = [name for name in CASES if name not in [row["case"] for row in rows]]
     if wanted:
-        calibration, _, *domains = read_texts(given.file)
+        calibration, _, *domains = read_texts(given.file, base_folder())
         base = load_base()
         known = [[predict(base, text) for text in texts] for texts in domains]
         tokens, seen = _tokens(base, calibration)

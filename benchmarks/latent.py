@@ -68,7 +68,7 @@ def main() -> None:
     path = HERE / "latent" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    calibration, healing, *domains = read_texts(given.file)
+    calibration, healing, *domains = read_texts(given.file, base_folder())
     cases = CASES + (HEALED if given.heal else []) + (WAYS if given.ways else [])
     wanted = [case for case in cases if case not in [row["case"] for row in rows]]
     known = [[predict(base, text) for text in texts] for texts in domains] if wanted and (base := load_base()) else []
@@ -84,9 +84,13 @@ def main() -> None:
 Texts = list[list[int]]
 
 
-def read_texts(file: str) -> tuple[Texts, Texts, Texts, Texts]:
-    """Return texts to calibrate on, to heal on, others of the same kind, and of another kind."""
-    folder = resolve_model(read_recipe("quick").model, None).folder
+def base_folder() -> Path:
+    """Return where the untouched model is."""
+    return resolve_model(read_recipe("quick").model, None).folder
+
+
+def read_texts(file: str, folder: Path) -> tuple[Texts, Texts, Texts, Texts]:
+    """Return texts to calibrate on, to heal on, others of the same kind, and of another kind, for a folder's model."""
     chat = ChatFormat(load_tokenizer(folder))
     content = read_source(file, "en").content
     assert isinstance(content, Selection)
@@ -103,8 +107,7 @@ def read_texts(file: str) -> tuple[Texts, Texts, Texts, Texts]:
 
 def load_base() -> Any:
     """Return the untouched model."""
-    folder = resolve_model(read_recipe("quick").model, None).folder
-    return load_model(folder, torch.device("cpu"))
+    return load_model(base_folder(), torch.device("cpu"))
 
 
 def _measure(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-
 _HEED = 0.5
 """Seconds after which a signal is heeded at the latest: one that another thread was given does not end a wait."""
 

@@ -114,7 +114,7 @@ def heal(
     Args:
         model: the converted one; what was trainable is so again afterwards.
         teacher: what it was.
-        texts: token ids.
+        texts: token ids; each is taken once, in their order.
         learning_rate: the highest: it rises over the first twentieth of the steps, and falls to a tenth as a cosine.
         settings: how much is done at once.
         report: called after every step.
@@ -131,12 +131,13 @@ def heal(
         weight.requires_grad_(True)
     optimiser = MasterAdamW(weights, learning_rate, 0.0)
     size = settings.texts(len(texts[0]))
-    steps = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
-    warmup = max(1, len(steps) // 20) / len(steps)
+    steps = math.ceil(len(texts) / size)
+    warmup = max(1, steps // 20) / steps
     model.train()
     try:
-        for index, step in enumerate(steps):
-            rate = learning_rate * rate_share(index / len(steps), (index + 1) / len(steps), warmup)
+        for index in range(steps):
+            step = texts[index * size : (index + 1) * size]
+            rate = learning_rate * rate_share(index / steps, (index + 1) / steps, warmup)
             optimiser.set_learning_rate(rate)
             rows = max(1, settings.micro_batch_tokens // len(texts[0]))
             with count(index, optimiser.tensors) as moment, moment("heal"):
@@ -210,7 +211,9 @@ def diverge(model: "PreTrainedModel", texts: Sequence[Sequence[int]], known: Ite
 
 
 @torch.no_grad()
-def draw_texts(model: "PreTrainedModel", start: int, count: int, length: int, seed: int) -> list[list[int]]:
+def draw_texts(
+    model: "PreTrainedModel", start: int, count: int, length: int, seed: int, rows: int = ROWS
+) -> list[list[int]]:
     """Let a model speak, past every end: texts of all that it knows of.
 
     Args:
@@ -219,18 +222,18 @@ def draw_texts(model: "PreTrainedModel", start: int, count: int, length: int, se
         count: texts.
         length: tokens of each.
         seed: of the draw.
+        rows: texts at a time.
     """
     from transformers import DynamicCache
 
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator(model.device).manual_seed(seed)
     texts: list[list[int]] = []
     while len(texts) < count:
-        last = torch.full((min(ROWS, count - len(texts)), 1), start, device=model.device)
+        last = torch.full((min(rows, count - len(texts)), 1), start, device=model.device)
         drawn, cache = [last], DynamicCache(config=model.config)
         for _ in range(length - 1):
             logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
-            chances = logits.float().softmax(-1).cpu()
-            last = torch.multinomial(chances, 1, generator=draw).to(model.device)
+            last = torch.multinomial(logits.float().softmax(-1), 1, generator=draw)
             drawn.append(last)
         texts += torch.cat(drawn, dim=1).tolist()
     return texts
