@@ -103,10 +103,9 @@ def needed(model: Any, length: int) -> float:
     """Return the operations that a token of training needs, forward and backward, in sequences of a length."""
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
     config = model.config
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    attention = 2 * 2 * config.num_hidden_layers * width * length / 2  # scores and sums, of the half that is seen
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = int(config.num_attention_heads * size)
+    attention = 2 * 2 * int(config.num_hidden_layers) * width * length / 2  # scores and sums, of the half that is seen
     return 6.0 * weights + 3 * attention
 
 
