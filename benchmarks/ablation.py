@@ -18,7 +18,7 @@ import torch
 from latent import base_folder, load_base, read_texts
 from torch import Tensor
 
-from ftbench_mla import convert, statistics
+from ftbench_mla import conversion, statistics
 from ftbench_mla.family import Family
 from ftbench_mla.heal import diverge, predict
 from ftbench_mla.statistics import LayerStatistics, shrunk
@@ -173,10 +173,10 @@ def _converted(
     told = [
         replace(one, weighed=inputs, fisher=gradients) for one, (inputs, gradients) in zip(seen, fitted, strict=True)
     ]
-    convert.collect = lambda *_: told  # type: ignore[assignment, attr-defined]
-    convert.RECIPES["balanced"] = ("query", "sensitivity", "balanced")
+    conversion.collect = lambda *_: told  # type: ignore[assignment, attr-defined]
+    conversion.RECIPES["balanced"] = ("query", "sensitivity", "balanced")
     model = load_base()
-    convert.convert_keeping(model, calibration, convert.Settings(**settings))
+    conversion.convert_keeping(model, calibration, conversion.Settings(**settings))
     return model
 
 

@@ -27,7 +27,7 @@ from ftbench.models.loading import load_model, load_tokenizer
 from ftbench.models.resolve import resolve_model
 from ftbench.recipe import read_recipe
 from ftbench_mla import alternating
-from ftbench_mla.convert import Settings, convert_keeping
+from ftbench_mla.conversion import Settings, convert_keeping
 from ftbench_mla.heal import HealSettings, diverge, draw_texts, heal, predict
 
 HERE = Path(__file__).parent

@@ -26,7 +26,7 @@ from latent import LENGTH, base_folder, read_texts
 from origin import machine, now
 
 from ftbench.models.loading import load_plain
-from ftbench_mla.convert import Settings, Teacher, convert, convert_keeping
+from ftbench_mla.conversion import Settings, Teacher, convert, convert_keeping
 from ftbench_mla.decode import STEPS, decode_speed
 from ftbench_mla.heal import HealSettings, diverge, draw_texts, heal, predict
 

@@ -14,7 +14,7 @@ from ftbench.plugins import load_plugins
 from ftbench.training.trainer import StepReport
 from ftbench_mla import Mla
 from ftbench_mla.attention import LatentAttention
-from ftbench_mla.convert import Settings, convert_keeping
+from ftbench_mla.conversion import Settings, convert_keeping
 from ftbench_mla.heal import HeadDivergence, HealSettings, compare, draw_texts, heal
 from tiny import draw_pairs, load, logits, train
 

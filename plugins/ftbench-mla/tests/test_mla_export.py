@@ -18,7 +18,7 @@ from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.result import Environment, Measures, Result
 from ftbench.results.store import Run, read_run
-from ftbench_mla.convert import Settings, convert
+from ftbench_mla.conversion import Settings, convert
 
 
 def make_run(folder: Path, base: Path) -> Run:

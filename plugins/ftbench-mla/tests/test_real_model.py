@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from ftbench.models.loading import load_model
 from ftbench.models.resolve import resolve_model
 from ftbench.recipe import DEFAULT_MODEL
-from ftbench_mla.convert import Settings, convert
+from ftbench_mla.conversion import Settings, convert
 
 TEXT = (
     "The first railway that carried passengers by steam ran between two market towns, and people walked beside it to "

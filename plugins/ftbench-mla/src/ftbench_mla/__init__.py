@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftbench.training.step import Moment
-    from ftbench_mla.convert import Settings, Teacher
+    from ftbench_mla.conversion import Settings, Teacher, convert
     from ftbench_mla.heal import Divergence
+
+__all__ = ["Mla", "Settings", "convert"]
 
 CONVERTED, THEN = "converted", "then"
 """Folders of a saved model that another algorithm trained: the model, and what that algorithm saved."""
@@ -80,14 +82,14 @@ class Mla(ftbench.Algorithm):
 
     def settings(self) -> "Settings":
         """Return how the model is converted."""
-        from ftbench_mla.convert import Settings
+        from ftbench_mla.conversion import Settings
 
         config = self.config
         return Settings(config.kv, config.mode, config.recipe, config.rank, config.rope_dims)
 
     def adapt(self, model: "PreTrainedModel", calibration: Sequence[Sequence[int]]) -> "PreTrainedModel":
         """Convert the model, calibrated on the training texts."""
-        from ftbench_mla.convert import convert_keeping, reshape, scarcity
+        from ftbench_mla.conversion import convert_keeping, reshape, scarcity
         from ftbench_mla.family import UnconvertibleError
 
         start = perf_counter()
@@ -182,6 +184,15 @@ class Mla(ftbench.Algorithm):
         if self.then is None:
             return load_base(folder)
         return self.then.load(folder / THEN, lambda other: load_base(other or folder / CONVERTED))
+
+
+def __getattr__(name: str) -> object:
+    """Bring what converts a model by itself, once somebody asks for it: it imports torch."""
+    if name in ("Settings", "convert"):
+        from ftbench_mla import conversion
+
+        return getattr(conversion, name)
+    raise AttributeError(f"module 'ftbench_mla' has no attribute '{name}'")
 
 
 def is_valueless(model: "PreTrainedModel") -> bool:

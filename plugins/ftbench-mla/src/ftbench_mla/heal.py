@@ -12,7 +12,7 @@ from torch import Tensor
 from ftbench.errors import FtbenchError
 from ftbench.training.step import unwatched
 from ftbench_mla.attention import LatentAttention
-from ftbench_mla.convert import Teacher
+from ftbench_mla.conversion import Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,8 +22,8 @@ from ftbench.algorithm import configure
 from ftbench.models.attention import is_packed
 from ftbench.models.decoding import Decoder
 from ftbench.models.loading import prepare
-from ftbench_mla import Mla
-from ftbench_mla.convert import Settings, convert, convert_keeping
+from ftbench_mla import Mla, Settings, convert
+from ftbench_mla.conversion import convert_keeping
 from ftbench_mla.family import UnconvertibleError
 
 SIZE: dict[str, Any] = {
