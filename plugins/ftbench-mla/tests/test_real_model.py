@@ -13,6 +13,8 @@ from ftbench.models.resolve import resolve_model
 from ftbench.recipe import DEFAULT_MODEL
 from ftbench_mla.conversion import Settings, convert
 
+pytestmark = pytest.mark.filterwarnings("ignore:calibrated on")  # the text is short, and nothing is to be lost by that
+
 TEXT = (
     "The first railway that carried passengers by steam ran between two market towns, and people walked beside it to "
     "see whether it was true. Bread rises because yeast eats sugar and breathes out gas; knead it well, let it rest, "
