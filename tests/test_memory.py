@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ftbench.errors import UsageError
 from ftbench.memory.budget import device_memory, enforce_budget, format_bytes, parse_bytes
 from ftbench.memory.fit import is_out_of_memory
-from ftbench.memory.meter import Meter
+from ftbench.memory.meter import Highest, Meter
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the budget and resets peaks")
@@ -206,7 +206,7 @@ def test_the_memory_of_a_card_that_is_not_there_is_not_the_machines(monkeypatch:
 
 
 def test_on_a_card_the_allocators_and_the_drivers_figures_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = [70, 60, 75]  # of 100, as the phases end
+    free = [70, 60, 75, 75]  # of 100, as the phases end
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 20)
@@ -219,6 +219,10 @@ def test_on_a_card_the_allocators_and_the_drivers_figures_stand_side_by_side(mon
     assert meter.peak == {"load": 15, "train": 15}
     assert meter.reserved == {"load": 20, "train": 20}
     assert meter.driver == {"load": 30, "train": 40}
+    with meter.phase("train"):
+        meter.hold(Highest(70, 80))
+        assert meter.apart(lambda: "done") == ("done", Highest(15, 20))
+    assert (meter.peak["train"], meter.reserved["train"]) == (70, 80)
 
 
 @pytest.fixture
@@ -263,6 +267,38 @@ def test_the_peak_can_be_read_within_a_phase(meter: Meter) -> None:
         array = np.ones(200 * MIB, dtype=np.uint8)
         del array
         assert meter.read_peak() - before == pytest.approx(200 * MIB, rel=0.1)
+
+
+def _touch(size: int) -> int:
+    np.ones(size, dtype=np.uint8)
+    return size
+
+
+@linux
+def test_a_part_of_a_phase_has_peaks_of_its_own_that_count_in_the_phase_too(meter: Meter) -> None:
+    with meter.phase("none"):
+        pass
+    none = meter.peak["none"]
+    for first, part, last in ((100, 300, 200), (300, 100, 200), (100, 200, 300)):
+        name = f"{first}, {part}, {last}"
+        with meter.phase(name):
+            _touch(first * MIB)
+            done, own = meter.apart(lambda part=part: _touch(part * MIB))  # type: ignore[misc]
+            assert done == part * MIB
+            assert own.peak - none == pytest.approx(part * MIB, rel=0.1)
+            assert meter.read_peak() - none == pytest.approx(max(first, part) * MIB, rel=0.1)
+            _touch(last * MIB)
+        assert meter.peak[name] - none == pytest.approx(300 * MIB, rel=0.1)
+
+
+def test_what_another_process_reached_counts_in_the_phase_under_way_alone(meter: Meter) -> None:
+    with meter.phase("taken"):
+        meter.hold(Highest(2**50))
+        meter.hold(Highest(2**40))
+    with meter.phase("after"):
+        pass
+    assert meter.peak["taken"] == 2**50
+    assert meter.peak["after"] < 2**50
 
 
 def test_the_seconds_of_a_repeated_phase_add_up(meter: Meter) -> None:

@@ -1,9 +1,11 @@
 """What runs share is made once, and never from what is damaged, old or of other code."""
 
+import errno
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,7 @@ def test_what_could_not_be_made_is_not_kept(made: Path) -> None:
 
     with pytest.raises(Skip, match="no pairs"):
         once("numbers", {}, NUMBERS, refuse)
-    assert not made.exists()
+    assert not list(made.iterdir())
 
 
 def test_what_nobody_reads_any_more_is_removed(made: Path) -> None:
@@ -90,19 +92,82 @@ def test_what_nobody_reads_any_more_is_removed(made: Path) -> None:
     assert len(list(made.iterdir())) == 2
 
 
-def test_processes_side_by_side_all_get_the_same(made: Path) -> None:
-    code = """
+MAKES = """
 import sys, time
+from pathlib import Path
 from pydantic import TypeAdapter
 from ftbench.execution.once import once
 def make():
-    time.sleep(0.2)
+    Path(sys.argv[1]).write_text("making")
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
     return list(range(200_000))
 print(sum(once("numbers", {}, TypeAdapter(list[int]), make)))
 """
-    workers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert {worker.communicate()[0].strip() for worker in workers} == {str(sum(range(200_000)))}
+SUM = str(sum(range(200_000)))
+
+
+@pytest.fixture
+def two(made: Path, tmp_path: Path) -> "Iterator[list[subprocess.Popen[str]]]":
+    """Processes that need the same numbers: one is making them, until "go on" is there, and the other waits.
+
+    Each leaves a sign where it makes them: "0" and "1".
+    """
+    workers: list[subprocess.Popen[str]] = []
+
+    def start(go_on: Path) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", MAKES, str(tmp_path / str(len(workers))), str(go_on)]
+        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return workers[-1]
+
+    try:
+        start(tmp_path / "go on")
+        while not (tmp_path / "0").exists():
+            time.sleep(0.01)
+        said = start(tmp_path).stderr
+        assert said is not None
+        assert "another run is making the same numbers" in said.readline()
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def test_of_processes_side_by_side_one_makes_it_and_the_other_waits(
+    two: "list[subprocess.Popen[str]]", made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "go on").touch()
+    assert [worker.communicate()[0].strip() for worker in two] == [SUM, SUM]
+    assert not (tmp_path / "1").exists()
     assert [path.suffix for path in made.iterdir()] == [".json"]
+
+
+def test_where_the_maker_is_killed_the_one_that_waits_makes_it(
+    two: "list[subprocess.Popen[str]]", made: Path, tmp_path: Path
+) -> None:
+    assert not (tmp_path / "1").exists()
+    two[0].kill()
+    two[0].wait()
+    assert two[1].communicate()[0].strip() == SUM
+    assert (tmp_path / "1").exists()
+    assert [path.suffix for path in made.iterdir()] == [".json"]
+
+
+def test_where_there_are_no_locks_nobody_waits(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    maker, inner = Maker(), Maker()
+
+    def make() -> list[int]:
+        once("numbers", {}, NUMBERS, inner)  # as another process would meanwhile
+        return maker()
+
+    assert once("numbers", {}, NUMBERS, make) == [1]
+    assert (maker.times, inner.times) == (1, 1)
+    assert once("numbers", {}, NUMBERS, maker) == [1]
 
 
 def test_tokens_come_back_as_they_were(made: Path) -> None:

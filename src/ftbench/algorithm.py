@@ -1,6 +1,6 @@
 """The contract of an algorithm: what is trainable, and what the loss is. The core does the rest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -180,6 +180,18 @@ class Algorithm:
     def train(self, training: "Training") -> None:
         """Train `training.model` in place: by default the shared trainer with this algorithm's loss."""
         training.run(self.loss)
+
+    def without_effect(self, model: "PreTrainedModel") -> "Iterable[Tensor]":
+        """Return the weights that change nothing in what the model says as it stands; by default the adapter's.
+
+        Runs whose models are otherwise equal then share what is found of them: LoRA's A, which is drawn by the seed,
+        counts for nothing while B is zero.
+
+        Args:
+            model: that `adapt` returned, before or after training.
+        """
+        other = self.then or self.adapter
+        return other.without_effect(model) if other else ()
 
     def figures(self) -> dict[str, float]:
         """Return what else it measured, by name with the unit at its end; called when all is done."""

@@ -8,6 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ftbench.algorithm import configure
 from ftbench.errors import UsageError
+from ftbench.models.digest import weights_digest
+from ftbench.plugins import load_plugins
 from ftbench_lora import Lora
 from one_line import one_line
 from tiny import load, logits, train
@@ -117,3 +119,24 @@ def test_alpha_over_rank_scales_the_adapters(tiny_llama: Path) -> None:
 def test_options_that_make_no_sense_are_usage_errors(options: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="algorithm 'lora'"):
         configure(Lora, options)
+
+
+def test_before_training_the_seed_of_an_adapter_has_no_effect_and_afterwards_it_has(folder: Path) -> None:
+    algorithm = load_plugins().make("dpo", {"adapter": "lora", "sft_share": 0})
+
+    def adapted(seed: int) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        return algorithm.adapt(load(folder), [])
+
+    def known(model: PreTrainedModel) -> str:
+        return weights_digest(model, algorithm.without_effect(model))
+
+    one, other = adapted(1), adapted(2)
+    assert weights_digest(one) != weights_digest(other)
+    assert known(one) == known(other)
+    changed = adapted(1)
+    next(weight for name, weight in changed.named_parameters() if "lora_" not in name).data.add_(1)
+    assert known(changed) != known(one)
+    for model in (one, other):
+        next(weight for name, weight in model.named_parameters() if "lora_B" in name).data.fill_(1.0)
+    assert known(one) != known(other)

@@ -1,12 +1,13 @@
 """What runs share: made by the first that needs it, read by the others."""
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +24,17 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 DAYS = 30
 """After which a file that nobody read is removed."""
+PAUSE = 0.1
+"""Seconds after which who waits for what another makes looks again."""
 _MAKERS = ("scikit-learn", "numpy", "tokenizers", "transformers")
 
 
 def once(kind: str, of: Mapping[str, Any], adapter: TypeAdapter[T], make: Callable[[], T]) -> T:
     """Return what was made before of the same things by the same code, or make it and keep it.
 
-    Runs side by side may both make it; each writes a whole file. A cache that cannot be read or written costs time and
-    a line in the run's log, nothing else.
+    Of runs side by side one makes it and the others wait; where that one is killed or fails, the next makes it. Where
+    the file system has no locks, each makes it and writes a whole file. A cache that cannot be read or written costs
+    time and a line in the run's log, nothing else.
 
     Args:
         kind: what it is, in one word.
@@ -41,22 +45,78 @@ def once(kind: str, of: Mapping[str, Any], adapter: TypeAdapter[T], make: Callab
     folder = cache_folder() / "made"
     text = json.dumps([kind, of, source_digest(), [version(package) for package in _MAKERS]], sort_keys=True)
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
+    found = _read(path, adapter)
+    if found is None:
+        with suppress(OSError):  # told where it is to be kept
+            folder.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_suffix(".lock"), kind):
+            found = _read(path, adapter)
+            if found is None:
+                found = (make(),)
+                _keep(kind, path, adapter.dump_json(found[0]).decode())
+    return found[0]
+
+
+def _read(path: Path, adapter: TypeAdapter[T]) -> tuple[T] | None:
     with suppress(OSError, ValidationError):
         found = adapter.validate_json(path.read_bytes())
         with suppress(OSError):  # what may only be read, or is another user's, is good all the same
             os.utime(path)
-        return found
-    made = make()
+        return (found,)
+    return None
+
+
+def _keep(kind: str, path: Path, text: str) -> None:
     try:
-        with told_in_one_line(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, adapter.dump_json(made).decode())
+        with told_in_one_line(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
     except FtbenchError as error:
         _LOG.warning("every run makes its own %s: %s", kind, error)
-        return made
+        return
     with suppress(OSError):
-        _remove_unread(folder)
-    return made
+        _remove_unread(path.parent)
+
+
+@contextmanager
+def _alone(lock: Path, kind: str) -> Iterator[None]:
+    """Let one process at a time do what happens inside; where the lock is not to be had, nobody waits."""
+    handle = _lock(lock, kind)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                lock.unlink()
+            os.close(handle)
+
+
+def _lock(path: Path, kind: str) -> int | None:
+    """Return the locked file: the system lets go of it, too, when the process is killed. None where there are no locks.
+
+    It is asked for again and again, for a process that sleeps in the system's own waiting hears no signal that another
+    of its threads was given.
+    """
+    waited = False
+    while True:
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except (BlockingIOError, FileNotFoundError):  # another's, or one that another has removed
+            pass
+        except OSError:
+            os.close(handle)
+            return None
+        os.close(handle)
+        if not waited:
+            _LOG.warning("another run is making the same %s: this one waits for it", kind)
+        waited = True
+        time.sleep(PAUSE)
 
 
 @cache
@@ -71,6 +131,7 @@ def source_digest() -> str:
 
 
 def _remove_unread(folder: Path) -> None:
-    for path in folder.glob("*.json"):
+    """Remove what is old, what a process that was killed left behind with it."""
+    for path in folder.iterdir():
         if path.stat().st_mtime < time.time() - DAYS * 86400:
             path.unlink(missing_ok=True)

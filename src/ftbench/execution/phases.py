@@ -18,6 +18,7 @@ from ftbench.execution.examining import Examination
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import TRAINS_ALONE, Question
 from ftbench.execution.judging import judge_facts, train_panel
+from ftbench.execution.sharing import share_references
 from ftbench.execution.starting import LoadBase, Start, load_from
 from ftbench.execution.steplog import StepLog
 from ftbench.execution.unfinished import Saving
@@ -290,7 +291,8 @@ class RunInProgress:
         """Adapt, divide, train and save; return what was asked midway."""
         import transformers
 
-        recipe, found = self.recipe, self.facts.measures
+        recipe, found, environment = self.recipe, self.facts.measures, self.facts.environment
+        assert environment is not None
         with self._phase("adapt"), self._meter.counting("adapt", model.parameters(), vocabulary(model)):
             transformers.set_seed(recipe.seed)  # adapters start from the seed, whatever was drawn before
             model = self.algorithm.adapt(model, [example.chosen.ids for example in plan.examples])
@@ -327,6 +329,7 @@ class RunInProgress:
                 clock=clock,
                 keeper=keeper,
                 ranks=self.ranks,
+                share=share_references(self.algorithm, recipe, environment, self._meter),
             )
             try:
                 self.algorithm.train(training)
@@ -341,7 +344,7 @@ class RunInProgress:
             if not self.algorithm.own_trainer:
                 found |= {"micro_batch_tokens": fit.micro_batch_tokens, "checkpointing": fit.checkpointing}
         self._meter.move_seconds("train", "checkpoints", clock.aside)
-        self._meter.add_seconds("train", keeper.before)
+        self._meter.add_seconds("train", keeper.before + clock.booked)
         self._write(METRICS, log.rows)
         with self._phase("save"):
             self._save(model, self.folder / MODEL)

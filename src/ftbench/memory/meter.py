@@ -2,20 +2,29 @@
 
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ftbench.memory.parts import Parts
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Highest:
+    """Peaks in bytes as a meter takes them; `reserved` is 0 on the CPU."""
+
+    peak: int = 0
+    reserved: int = 0
 
 
 @dataclass
@@ -35,6 +44,7 @@ class Meter:
     reserved: dict[str, int] = field(default_factory=dict)
     driver: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, Parts] = field(default_factory=dict)
+    _held: Highest = field(default_factory=Highest, init=False)
 
     @property
     def kind(self) -> str:
@@ -63,6 +73,7 @@ class Meter:
     def phase(self, name: str) -> Iterator[None]:
         """Measure what happens inside; the figures are kept when it raises, too."""
         self._reset()
+        self._held = Highest()
         start = perf_counter()
         try:
             yield
@@ -71,8 +82,8 @@ class Meter:
                 import torch
 
                 torch.cuda.synchronize(self.device)
-                reserved = torch.cuda.max_memory_reserved(self.device)
-                self.reserved[name] = max(self.reserved.get(name, 0), reserved)
+                reserved = [self._read().reserved, self._held.reserved, self.reserved.get(name, 0)]
+                self.reserved[name] = max(reserved)
                 free, total = torch.cuda.mem_get_info(self.device)
                 self.driver[name] = max(self.driver.get(name, 0), total - free)
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
@@ -88,13 +99,31 @@ class Meter:
         """Count what a phase took in another process."""
         self.seconds[phase] += seconds
 
+    def apart(self, work: Callable[[], T]) -> tuple[T, Highest]:
+        """Do a part of a phase; return its own peaks beside what it gives. They count in the phase, too."""
+        self.hold(self._read())
+        self._reset()
+        done = work()
+        own = self._read()
+        self.hold(own)
+        return done, own
+
+    def hold(self, highest: Highest) -> None:
+        """Let the peaks of the phase under way be no lower than these."""
+        before = self._held
+        self._held = Highest(max(before.peak, highest.peak), max(before.reserved, highest.reserved))
+
     def read_peak(self) -> int:
         """Bytes at the highest point since the phase began."""
+        return max(self._read().peak, self._held.peak)
+
+    def _read(self) -> Highest:
         if self.device.type == "cuda":
             import torch
 
-            return int(torch.cuda.max_memory_allocated(self.device))
-        return _resident_peak()
+            allocated, reserved = torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved
+            return Highest(int(allocated(self.device)), int(reserved(self.device)))
+        return Highest(_resident_peak())
 
     def _reset(self) -> None:
         if self.device.type == "cuda":

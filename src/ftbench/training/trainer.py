@@ -16,6 +16,7 @@ from ftbench.training.keeping import Done, Keeper
 from ftbench.training.logprobs import CompletionLogProbs, is_padded
 from ftbench.training.reference import add_reference, take_reference
 from ftbench.training.sharding import Ranks, deal
+from ftbench.training.sharing import Share
 from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing, trainable
 from ftbench.training.watch import StepWatch
 
@@ -64,7 +65,8 @@ class Training:
     run whose model training starts from, None for the base model. `packed` is the algorithm's. An algorithm with a
     trainer of its own goes through `plan.steps`, follows `rate`, and calls `note` after each step. `clock` tells the
     time that training has taken; it stands still while `note` has the model asked. `idle` knows what had no gradient,
-    `keeper` keeps the shared loop's state on disk. `ranks` are the processes over which the model is spread.
+    `keeper` keeps the shared loop's state on disk. `ranks` are the processes over which the model is spread. With
+    `share`, what the reference finds is taken from another run that found the same.
 
     The same seed must give the same model: what is drawn, draw from torch's generator or from one of your own, seeded
     with `plan.seed`. A training that was killed goes on from its parameters and the optimiser's state, and must end as
@@ -85,6 +87,7 @@ class Training:
     keeper: Keeper = field(default_factory=Keeper)
     idle: Idle = field(default_factory=Idle)
     ranks: Ranks = field(default_factory=Ranks)
+    share: Share | None = None
 
     def split(self, share: float) -> "tuple[Training, Training]":
         """Cut the budget of tokens (and seconds) into a share and the rest, to be trained one after the other."""
@@ -114,7 +117,16 @@ class Training:
         if done is not None and done.references is not None:
             return replace(self, plan=take_reference(self.model, self.plan, done.references, done.seconds))
         size = self.fit.micro_batch_tokens
-        plan = add_reference(self.model, self.plan, size, packed=self.packed, watch=self.watch, ranks=self.ranks)
+        plan = add_reference(
+            self.model,
+            self.plan,
+            size,
+            packed=self.packed,
+            watch=self.watch,
+            ranks=self.ranks,
+            share=self.share,
+            clock=self.clock,
+        )
         known = {replace(example, reference=None): example.reference for example in plan.examples}
         references = [known.get(example) for example in self.plan.examples]
         self.keeper.leave(Done(references=references, seconds=(self.plan.seconds or 0.0) - (plan.seconds or 0.0)))

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 import ftbench
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -41,6 +42,14 @@ class Lora(ftbench.Algorithm):
         )
         adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
         return use_low_rank(adapted)  # type: ignore[arg-type]
+
+    def without_effect(self, model: "PreTrainedModel") -> "list[Tensor]":
+        """Return A wherever B is zero, as it is before training."""
+        from peft.tuners.lora import LoraLayer
+
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        pairs = [(layer.lora_A[name].weight, up.weight) for layer in layers for name, up in layer.lora_B.items()]
+        return [down for down, up in pairs if not up.any()]
 
     def load(self, folder: Path, load_base: "Callable[[Path | None], PreTrainedModel]") -> "PreTrainedModel":
         """Read the adapters and fold them into the base model's weights."""
