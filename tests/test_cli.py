@@ -49,6 +49,18 @@ def test_light_command_imports_nothing_heavy(arguments: list[str], tmp_path: Pat
     assert done.stderr.strip() == ""
 
 
+def test_a_table_over_seeds_imports_nothing_that_only_runs_need(tmp_path: Path) -> None:
+    for seed in range(2):
+        store(make_run("lora", seed=seed), tmp_path / "runs")
+    look = LOOK.replace(str(HEAVY), str(("torch", "scipy.stats", "ftbench.models", "ftbench.training", "ftbench.data")))
+    done = subprocess.run(
+        [sys.executable, "-c", look, "table"], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| 2 " in done.stdout
+    assert done.stderr.strip() == ""
+
+
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from ftbench.evaluation.comparison import LEVEL, Difference, compare, correct, verdict
-from ftbench.evaluation.crossed import crossed, mean_over_seeds, ratio_over_seeds, share_over_seeds
+from ftbench.evaluation.crossed import (
+    crossed,
+    each_crossed,
+    mean_over_seeds,
+    ratio_over_seeds,
+    ratios_over_seeds,
+    share_over_seeds,
+    shares_over_seeds,
+)
 from ftbench.evaluation.statistics import share
 
 PROMPTS = 64
@@ -115,6 +123,17 @@ def test_a_ratio_is_of_sums_and_its_interval_holds_the_truth() -> None:
         assert found.high is not None
         held += found.low <= 0.3 <= found.high
     assert 0.88 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5, 9])
+@pytest.mark.parametrize("prompts", [2, 9, PROMPTS, 200])
+def test_tables_together_come_out_to_the_last_digit_as_each_alone(seeds: int, prompts: int) -> None:
+    draw = np.random.default_rng(0)
+    tables, tokens = draw.normal(size=(6, seeds, prompts)), draw.integers(1, 90, (6, seeds, prompts)).astype(float)
+    good = tables > draw.normal(size=(6, 1, 1))
+    assert each_crossed(tables) == [crossed(table) for table in tables]
+    assert shares_over_seeds(good) == [share_over_seeds(table) for table in good]
+    assert ratios_over_seeds(tables, tokens) == [ratio_over_seeds(*each) for each in zip(tables, tokens, strict=True)]
 
 
 def test_a_mean_over_seeds_has_students_interval() -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import random
 from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -254,6 +255,26 @@ def test_seeds_that_failed_are_counted_and_make_no_figure() -> None:
     assert row["seeds"] == [0, 1]
     assert row["adherence"]["mean"] == pytest.approx(29 / 40)
     assert "fell over" in render(build_groups(runs), "github")
+
+
+def test_rows_that_are_worked_out_together_say_what_each_says_alone() -> None:
+    """Rows of as many seeds and prompts and of others, with a gap in what is known, or with nothing in common."""
+    draw, sets = random.Random(0), []
+    for number, (seeds, prompts) in enumerate([(2, 9), (3, 9), (3, 9), (3, 9), (3, 20), (3, 1), (3, 0), (1, 9)]):
+        runs = []
+        for seed in range(seeds):
+            found = outcomes([draw.random() < 0.8 for _ in range(prompts)], str(seed) if number == 3 else "p")
+            rise: list[float | None] = [draw.gauss(0, 5) for _ in range(prompts)]
+            if number == 2:
+                rise[seed] = None
+            facts = {"outcomes": found.model_copy(update={"rise": rise, "attacks_on_topic": found.on_topic[::-1]})}
+            runs.append(make_run(f"row-{number}", seed=seed, adherence=draw.random(), facts=facts))
+        sets.append(runs)
+    together = {row["algorithm"]: row for row in build_groups([run for runs in sets for run in runs])[0].rows}
+    assert len(together) == len(sets)
+    for runs in sets:
+        (row,) = build_groups(runs)[0].rows
+        assert together[row["algorithm"]] == row
 
 
 def against(runs: list[Run], name: str = "lora") -> dict[str, str]:
@@ -512,6 +533,19 @@ def test_bytes_that_are_no_text_cost_one_line(tmp_path: Path) -> None:
     runs, warnings = read_runs(tmp_path)
     assert not runs
     assert len(warnings) == 1
+
+
+def test_what_is_no_run_is_passed_over_and_what_cannot_be_opened_costs_one_line(tmp_path: Path) -> None:
+    store(RUNS[0], tmp_path)
+    for name in ("empty", ".unfinished-1-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".unfinished-1-x" / RESULT).write_text("{")
+    (tmp_path / "notes.txt").write_text("of a person")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "odd" / RESULT).mkdir(parents=True)
+    runs, warnings = read_runs(tmp_path)
+    assert [run.folder for run in runs] == [tmp_path / RUNS[0].folder]
+    assert warnings == [f"cannot read {tmp_path / 'odd' / RESULT}: Is a directory"]
 
 
 def test_folder_without_runs_is_said_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,7 @@ def read_finished(folders: Sequence[Path]) -> "list[Run]":
         runs.extend(found)
     if not runs:
         raise UsageError(f"no finished runs in {', '.join(map(name_of, folders))}; make one with 'ftbench run'")
-    return oldest_first(runs)
+    return oldest_first(runs) if len(folders) > 1 else runs
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -4,21 +4,18 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ftbench.algorithm import rate_of
 from ftbench.errors import UsageError, nearest
 from ftbench.evaluation.comparison import Difference, compare, correct, verdict
-from ftbench.evaluation.crossed import mean_over_seeds, ratio_over_seeds, share_over_seeds
+from ftbench.evaluation.crossed import mean_over_seeds
 from ftbench.evaluation.statistics import Measured
 from ftbench.memory.budget import format_bytes
 from ftbench.results.columns import COLUMNS, REFERENCE, Row
 from ftbench.results.comparing import comparable, terms
-from ftbench.results.result import Outcomes
+from ftbench.results.figures import OverPrompts, over_prompts, over_seeds, verdicts
 from ftbench.results.store import Run
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _Held = tuple[list[Run], Row]
 """A row, and the runs that it is made of."""
@@ -67,10 +64,7 @@ def build_groups(runs: Sequence[Run], asked: Asked | None = None) -> list[Group]
     columns = {column.key: column for column in COLUMNS}
     if asked.sort is not None and asked.sort not in columns:
         raise UsageError(f"no such column '{asked.sort}'; {nearest(asked.sort, columns)}")
-    groups = []
-    for members in comparable(runs):
-        held = [(seeds, _row(seeds, asked.price)) for seeds in _by_seeds(members)]
-        groups.append((members, held))
+    groups = [(members, _rows(_by_seeds(members), asked.price)) for members in comparable(runs)]
     if asked.against is not None:
         _hold_against(asked.against, [held for _, held in groups])
     return [_group(members, _sorted(held, asked.sort)) for members, held in groups]
@@ -105,10 +99,16 @@ def _one_budget(runs: Sequence[Run]) -> dict[str, str]:
     return {"memory budget": format_bytes(budget) if budget else "none"}
 
 
-def _row(runs: Sequence[Run], price: float | None) -> Row:
-    """Make one row of all seeds; those that ended well make its figures."""
-    ok = [run for run in runs if run.result.status == "ok"]
-    of = ok or list(runs)
+def _rows(rows: Sequence[list[Run]], price: float | None) -> list[_Held]:
+    """Make a row of the seeds of each recipe; those that ended well make its figures."""
+    made_of = [[run for run in runs if run.result.status == "ok"] or runs for runs in rows]
+    return [
+        (runs, _row(runs, of, price, figures))
+        for runs, of, figures in zip(rows, made_of, over_prompts(made_of), strict=True)
+    ]
+
+
+def _row(runs: Sequence[Run], of: Sequence[Run], price: float | None, figures: OverPrompts) -> Row:
     first = of[0].result
     recipe, measures = first.recipe, first.measures
     row: Row = {
@@ -120,16 +120,16 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
         "memory_budget": recipe.memory_budget,
         "status": first.status if len(of) == len(runs) else f"{first.status} ({len(of)} of {len(runs)} seeds)",
         "reason": "; ".join(dict.fromkeys(run.result.reason for run in runs if run.result.reason)) or None,
-        "adherence": _dumped(_adherence(of, "on_topic", "adherence")),
+        "adherence": _dumped(figures.adherence),
         "difference": None,
-        "adherence_under_attack": _dumped(_adherence(of, "attacks_on_topic", "adherence_under_attack")),
-        "forgetting": _dumped(_forgetting(of)),
+        "adherence_under_attack": _dumped(figures.under_attack),
+        "forgetting": _dumped(figures.forgetting),
     }
-    row |= {name: _over_seeds(of, name) for name in _OVER_SEEDS}
+    row |= {name: _dumped(over_seeds(of, name)) for name in _OVER_SEEDS}
     for name in ("tokens_to_adherence", "seconds_to_adherence"):
         every = all(getattr(run.result.measures, name) is not None for run in of)
-        row[name] = _over_seeds(of, name) if every else None
-    seconds = row["run_seconds"]
+        row[name] = _dumped(over_seeds(of, name)) if every else None
+    seconds, agreement = row["run_seconds"], over_seeds(of, "agreement")
     row |= {
         "tuning_seconds": _tuning_seconds(of),
         "cost": _scaled(seconds, price / 3600) if seconds and price is not None else None,
@@ -148,11 +148,11 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
         "size_on_disk": measures.size_on_disk,
         "cache_bytes_per_token": measures.cache_bytes_per_token,
         "own": {
-            name: mean_over_seeds([run.result.measures.own.get(name, math.nan) for run in of]).model_dump()
+            name: _dumped(mean_over_seeds([run.result.measures.own.get(name, math.nan) for run in of]))
             for name in measures.own
         },
         "judge_auc": first.judge.auc if first.judge else None,
-        "judge_agreement": (_over_seeds(of, "agreement") or {}).get("mean"),
+        "judge_agreement": agreement.mean if agreement else None,
         "judge_warning": first.judge.warning if first.judge else None,
         "runs": [str(run.folder.name) for run in runs],
     }
@@ -162,65 +162,15 @@ def _row(runs: Sequence[Run], price: float | None) -> Row:
 def _tuning_seconds(runs: Sequence[Run]) -> Row | None:
     """What it cost to find the learning rate: once for all seeds."""
     tuning = runs[0].result.tuning
-    return None if tuning is None else Measured(mean=tuning.seconds).model_dump()
+    return None if tuning is None else _dumped(Measured(mean=tuning.seconds))
 
 
 def _dumped(value: Measured | None) -> Row | None:
-    return None if value is None else value.model_dump()
+    return None if value is None else dict(vars(value))  # there are twenty a row, and model_dump takes ten times longer
 
 
 def _scaled(value: Row, factor: float) -> Row:
     return {key: part * factor if key != "n" and part is not None else part for key, part in value.items()}
-
-
-def _over_seeds(runs: Sequence[Run], name: str) -> Row | None:
-    found = [getattr(run.result.measures, name) for run in runs]
-    values = [value.mean if isinstance(value, Measured) else value for value in found if value is not None]
-    if not values:
-        return None
-    if len(values) == 1:
-        return found[0].model_dump() if isinstance(found[0], Measured) else Measured(mean=values[0]).model_dump()
-    return mean_over_seeds(values).model_dump()
-
-
-def _adherence(runs: Sequence[Run], outcomes: str, figure: str) -> Measured | None:
-    """Return a share over seeds and prompts; one run's own is its own."""
-    table = _table(runs, outcomes) if len(runs) > 1 else None
-    if table is not None and table.shape[1] > 1:
-        return share_over_seeds(table)
-    value = _over_seeds(runs, figure)
-    return None if value is None else Measured(**value)
-
-
-def _forgetting(runs: Sequence[Run]) -> Measured | None:
-    outcomes = _alike(runs, "rise", "ordinary_tokens") if len(runs) > 1 else None
-    if outcomes is not None:
-        import numpy as np
-
-        sums = np.array([each.rise for each in outcomes], float)  # None becomes NaN
-        tokens = np.array([each.ordinary_tokens for each in outcomes], float)
-        known = np.isfinite(sums).all(axis=0) & (np.nan_to_num(tokens) > 0).all(axis=0)
-        if known.sum() > 1:
-            return ratio_over_seeds(sums[:, known], tokens[:, known])
-    value = _over_seeds(runs, "forgetting")
-    return None if value is None else Measured(**value)
-
-
-def _alike(runs: Sequence[Run], *names: str) -> list[Outcomes] | None:
-    """Return the outcomes of runs that were asked the same, and hold as many of each name; None where they do not."""
-    found = [run.result.outcomes for run in runs]
-    known = [each for each in found if each is not None]
-    prompts = "attacks" if names == ("attacks_on_topic",) else "prompts"
-    asked = {(getattr(each, prompts), *(len(getattr(each, name)) for name in names)) for each in known}
-    return known if len(known) == len(found) and len(asked) == 1 else None
-
-
-def _table(runs: Sequence[Run], name: str) -> "NDArray[Any] | None":
-    """Return what became of each prompt under each seed, `[seed, prompt]`; None where they were not asked the same."""
-    import numpy as np
-
-    found = _alike(runs, name)
-    return None if found is None else np.array([getattr(each, name) for each in found], bool)
 
 
 def _hold_against(name: str, groups: Sequence[Sequence[_Held]]) -> None:
@@ -262,7 +212,7 @@ def _references(name: str, held: Sequence[_Held]) -> list[_Held]:
 def _difference(runs: Sequence[Run], reference: Sequence[Run]) -> Difference:
     """Compare two rows by the seeds that both have."""
     pairs = _paired(*([run for run in each if run.result.status == "ok"] for each in (runs, reference)))
-    table = _table([run for side in zip(*pairs, strict=True) for run in side], "on_topic") if pairs else None
+    table = verdicts([run for side in zip(*pairs, strict=True) for run in side], "on_topic") if pairs else None
     if table is None:
         return Difference(mean=math.nan, seeds=len(pairs))
     found = compare(table[: len(pairs)], table[len(pairs) :])

@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from ftbench.errors import FtbenchError, UsageError, nearest
-from ftbench.evaluation.attack import AttackReply
-from ftbench.evaluation.evaluate import EvaluatedPrompt
 from ftbench.files import disk_error, follow_umask, sync_folder
 from ftbench.recipe import Recipe, first_problem
 from ftbench.results.address import name_of
 from ftbench.results.result import SCHEMA, Result
+
+if TYPE_CHECKING:
+    from ftbench.evaluation.attack import AttackReply
+    from ftbench.evaluation.evaluate import EvaluatedPrompt
 
 RESULT = "result.json"
 RECIPE = "recipe.toml"
@@ -42,20 +44,24 @@ class Run:
     folder: Path
     result: Result
 
-    def replies(self) -> list[EvaluatedPrompt]:
+    def replies(self) -> "list[EvaluatedPrompt]":
         """Read every evaluation reply.
 
         Raises:
             FtbenchError: the file is missing or was changed.
         """
+        from ftbench.evaluation.evaluate import EvaluatedPrompt
+
         return _lines(self.folder / REPLIES, EvaluatedPrompt.model_validate_json, "replies")
 
-    def attacks(self) -> list[AttackReply]:
+    def attacks(self) -> "list[AttackReply]":
         """Read every reply to a prompt that attacks; none where none was asked.
 
         Raises:
             FtbenchError: the file was changed.
         """
+        from ftbench.evaluation.attack import AttackReply
+
         path = self.folder / ATTACKS
         return _lines(path, AttackReply.model_validate_json, "replies") if path.exists() else []
 
@@ -160,15 +166,24 @@ def read_run(folder: Path) -> Run:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise FtbenchError(f"cannot read {path}: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
+    return Run(folder, _validated(folder, text))
+
+
+def _unreadable(path: Path, error: OSError) -> FtbenchError:
+    return FtbenchError(f"cannot read {path}: {error.strerror or error}")
+
+
+def _validated(folder: Path, text: bytes) -> Result:
     try:
         result = Result.model_validate_json(text)
     except ValidationError as error:
+        path = folder / RESULT
         _check_version(path, text)
         raise FtbenchError(f"{path} is not a result: {first_problem(error)}") from error
     if result.schema_version > SCHEMA:
-        _check_version(path, text)
-    return Run(folder, result)
+        _check_version(folder / RESULT, text)
+    return result
 
 
 def _check_version(path: Path, text: bytes) -> None:
@@ -190,28 +205,33 @@ def read_runs(out: Path) -> tuple[list[Run], list[str]]:
     if not out.is_dir():
         raise UsageError(f"no runs in {out}: there is no such folder; 'ftbench run --algo lora' makes the first")
     runs, warnings = [], []
-    with os.scandir(out) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     with without_collecting():
-        for name in names:
-            if os.path.exists(f"{out}/{name}/{RESULT}"):  # noqa: PTH110  (a path object each takes longer than asking)
-                try:
-                    runs.append(read_run(out / name))
-                except FtbenchError as error:
-                    warnings.append(str(error))
+        for folder in sorted(out.iterdir(), key=lambda folder: folder.name):
+            if folder.name.startswith("."):
+                continue
+            path = f"{folder}/{RESULT}"  # a path object, and what it opens, take longer than reading
+            try:
+                with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                    text = file.readall()
+                runs.append(Run(folder, _validated(folder, text)))
+            except OSError as error:
+                if os.path.exists(path):  # noqa: PTH110
+                    warnings.append(str(_unreadable(folder / RESULT, error)))
+            except FtbenchError as error:
+                warnings.append(str(error))
     return oldest_first(runs), warnings
 
 
 def oldest_first(runs: Iterable[Run]) -> list[Run]:
     """Sort runs by when they started; those of one recipe in one folder by their numbers, for clocks are set back."""
     ordered = sorted(runs, key=lambda run: (run.result.started, run.folder.name))
+    names = [run_name(run.result.recipe, run.result.recipe_digest) for run in ordered]
+    numbers = [_number(run.folder.name, name) for run, name in zip(ordered, names, strict=True)]
+    repeated = {name for name, number in zip(names, numbers, strict=True) if number > 1}
     places: dict[tuple[Path, str], list[int]] = {}
-    numbers = []
-    for place, run in enumerate(ordered):
-        name = run_name(run.result.recipe, run.result.recipe_digest)
-        numbers.append(_number(run.folder.name, name))
-        if numbers[place]:
-            places.setdefault((run.folder.parent, name), []).append(place)
+    for place, name in enumerate(names):
+        if numbers[place] and name in repeated:
+            places.setdefault((ordered[place].folder.parent, name), []).append(place)
     found = list(ordered)
     for taken in places.values():
         for place, by_number in zip(taken, sorted(taken, key=numbers.__getitem__), strict=True):
