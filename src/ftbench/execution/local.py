@@ -131,7 +131,7 @@ def launch(
 
 
 def publish_failure(
-    recipe: Recipe, registry: Registry, out: Path, tuning: Tuning | None, reason: str, ident: str
+    recipe: Recipe, registry: Registry, out: Path, tuning: Tuning | None, status: Status, reason: str, ident: str
 ) -> Run:
     """Publish that a launch came to no run, unless it did.
 
@@ -141,7 +141,7 @@ def publish_failure(
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     with staging(out) as folder:
         _write_asked(folder, recipe, ident)
-        result = build_result(recipe, registry, Facts(), "failed", reason, started)
+        result = build_result(recipe, registry, Facts(), status, reason, started)
         _write(folder, result.model_copy(update={"tuning": tuning}))
         return read_run(publish(folder, out, recipe))
 
