@@ -18,7 +18,7 @@ from ftbench.execution.attempt import Probe, Ticket, attempt, remove_unfinished
 from ftbench.execution.cluster import RayLauncher
 from ftbench.execution.launcher import Order
 from ftbench.execution.launchers import make_launcher
-from ftbench.execution.local import publish_failure
+from ftbench.execution.local import Place, launch, publish_failure
 from ftbench.execution.machine import LOADED
 from ftbench.execution.room import PATIENCE, Cluster, ask_for
 from ftbench.plugins import load_plugins
@@ -28,6 +28,7 @@ from made_module import load
 from made_results import make_run as made_run
 from one_line import one_line
 from strangers import FAULTS, install
+from working_here import Fault, WorkingHere
 
 REGISTRY = load_plugins()
 ROOT = Path(__file__).parents[1]
@@ -91,6 +92,29 @@ def test_two_tries_that_end_at_the_same_time_leave_one_run(tmp_path: Path) -> No
     assert len(read_runs(tmp_path)[0]) == 2
     lost = publish_failure(recipe, REGISTRY, tmp_path, None, "failed", "lost, but it was published before", "this")
     assert lost.folder == published
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("moment", ["train", "save", "evaluate"])
+def test_a_try_that_was_taken_for_lost_and_goes_on_publishes_nothing(
+    moment: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    again: list[Run] = []
+
+    def tried(fault: Fault) -> Run:
+        place = Place(workers=WorkingHere(fault), ident="this")
+        return launch(recipe, REGISTRY, tmp_path, None, lambda _: None, place=place)
+
+    def lose(phase: str, _: Path) -> None:
+        if phase == moment:
+            remove_unfinished(tmp_path, ["this"])
+            again.append(tried(lambda *_: None))
+
+    with one_line("full was run, was taken away", "taken for lost"):
+        tried(lose)
+    (found,) = read_runs(tmp_path)[0]
+    assert (found.folder, found.result.status) == (again[0].folder, "ok")
+    assert len(found.replies()) == 12
     assert not list(tmp_path.glob(".*"))
 
 
