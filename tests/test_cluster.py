@@ -15,11 +15,12 @@ from ftbench.cli.run import command as run
 from ftbench.errors import FtbenchError
 from ftbench.execution import cluster
 from ftbench.execution.attempt import Probe, Ticket, attempt, remove_unfinished
-from ftbench.execution.cluster import ask_for
+from ftbench.execution.cluster import RayLauncher
 from ftbench.execution.launcher import Order
 from ftbench.execution.launchers import make_launcher
-from ftbench.execution.local import publish_failure
+from ftbench.execution.local import Place, launch, publish_failure
 from ftbench.execution.machine import LOADED
+from ftbench.execution.room import PATIENCE, Cluster, ask_for
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.store import LAUNCH, Run, of_launch, publish, read_runs, staging
@@ -27,9 +28,12 @@ from made_module import load
 from made_results import make_run as made_run
 from one_line import one_line
 from strangers import FAULTS, install
+from working_here import Fault, WorkingHere
 
 REGISTRY = load_plugins()
 ROOT = Path(__file__).parents[1]
+CPU = {"CPU": 8.0, "memory": 64e9}
+GPU = {"CPU": 32.0, "GPU": 4.0, "memory": 64e9}
 CLUSTER: ModuleType = load(ROOT / "benchmarks" / "cluster.py")
 
 
@@ -78,7 +82,7 @@ def test_a_second_try_finds_what_the_first_has_published(tmp_path: Path) -> None
 
 def test_two_tries_that_end_at_the_same_time_leave_one_run(tmp_path: Path) -> None:
     recipe = Recipe(algorithm="base")
-    other = publish_failure(recipe, REGISTRY, tmp_path, None, "of an earlier launch", "earlier")
+    other = publish_failure(recipe, REGISTRY, tmp_path, None, "failed", "of an earlier launch", "earlier")
     with staging(tmp_path) as one, staging(tmp_path) as two:
         for folder in (one, two):
             (folder / LAUNCH).write_text("this\n")
@@ -86,8 +90,31 @@ def test_two_tries_that_end_at_the_same_time_leave_one_run(tmp_path: Path) -> No
         published = publish(one, tmp_path, recipe)
         assert publish(two, tmp_path, recipe) == published == tmp_path / f"{other.folder.name}-2"
     assert len(read_runs(tmp_path)[0]) == 2
-    lost = publish_failure(recipe, REGISTRY, tmp_path, None, "lost, but it was published before", "this")
+    lost = publish_failure(recipe, REGISTRY, tmp_path, None, "failed", "lost, but it was published before", "this")
     assert lost.folder == published
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("moment", ["train", "save", "evaluate"])
+def test_a_try_that_was_taken_for_lost_and_goes_on_publishes_nothing(
+    moment: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    again: list[Run] = []
+
+    def tried(fault: Fault) -> Run:
+        place = Place(workers=WorkingHere(fault), ident="this")
+        return launch(recipe, REGISTRY, tmp_path, None, lambda _: None, place=place)
+
+    def lose(phase: str, _: Path) -> None:
+        if phase == moment:
+            remove_unfinished(tmp_path, ["this"])
+            again.append(tried(lambda *_: None))
+
+    with one_line("full was run, was taken away", "taken for lost"):
+        tried(lose)
+    (found,) = read_runs(tmp_path)[0]
+    assert (found.folder, found.result.status) == (again[0].folder, "ok")
+    assert len(found.replies()) == 12
     assert not list(tmp_path.glob(".*"))
 
 
@@ -126,6 +153,119 @@ def test_what_a_node_has_published_is_waited_for_and_not_for_ever(monkeypatch: p
     assert len(slept) < 12
 
 
+# What comes to no run
+
+
+class FakeRay:
+    """A cluster whose nodes are written down, and whose tasks never end but by `raised`; each wait takes a minute."""
+
+    def __init__(self, nodes: list[dict[str, float]], raised: Exception | None = None) -> None:
+        self.there, self.raised = nodes, raised
+        self.seconds, self.looks, self.was_shut = 0.0, 0, False
+        self.cancelled: list[object] = []
+        self.begun: list[dict[str, object]] = []
+        self.exceptions = pytest.importorskip("ray").exceptions
+
+    def nodes(self) -> list[dict[str, object]]:
+        self.looks += 1
+        return [{"Alive": True, "Resources": node} for node in self.there] + [{"Alive": False, "Resources": GPU}]
+
+    def remote(self, _: object) -> "FakeRay":
+        return self
+
+    def options(self, **asked: object) -> SimpleNamespace:
+        self.begun.append(asked)
+        return SimpleNamespace(remote=lambda *_: "task")
+
+    def wait(self, tasks: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        if self.raised:
+            return tasks, []
+        assert timeout < PATIENCE
+        self.seconds += 60
+        return [], tasks
+
+    def get(self, _: str) -> str:
+        assert self.raised is not None
+        raise self.raised
+
+    def cancel(self, task: str, force: bool) -> None:
+        assert force
+        self.cancelled.append(task)
+
+    def shutdown(self) -> None:
+        self.was_shut = True
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    ray = FakeRay([CPU])
+    monkeypatch.setattr("ftbench.execution.room.time", SimpleNamespace(monotonic=lambda: ray.seconds))
+    return ray
+
+
+def launch_on(ray: FakeRay, out: Path) -> Run:
+    launcher = RayLauncher()
+    launcher._ray, launcher._cluster = ray, Cluster(ray)
+    return launcher.launch(Order(Recipe(algorithm="base"), REGISTRY, out), print)
+
+
+def test_a_run_whose_only_node_dies_is_waited_for_and_not_for_ever(fake: FakeRay, tmp_path: Path) -> None:
+    real = fake.wait
+
+    def wait(tasks: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        small: list[dict[str, float]] = [{"CPU": 4.0, "memory": 2.0**31}] * 2
+        fake.there = [] if fake.seconds < 120 else [CPU] if fake.seconds < 180 else small
+        return real(tasks, timeout)
+
+    fake.wait = wait  # type: ignore[method-assign]
+    failed = launch_on(fake, tmp_path)
+    said = failed.result.reason or ""
+    assert failed.result.status == "failed"
+    assert "\n" not in said
+    for part in ("no node", "for 300 s", "asks for (CPU 8)", "there is 2 x (CPU 4, memory 2.00 GiB)", "run it again"):
+        assert part in said
+    assert fake.seconds == 180 + PATIENCE  # counted from when the node was seen last
+    assert fake.cancelled == ["task"]
+    assert [run.folder for run in read_runs(tmp_path)[0]] == [failed.folder]
+    assert not list(tmp_path.glob(".unfinished*"))
+
+
+def test_a_run_that_no_node_can_take_says_what_it_asks_for_and_what_there_is(fake: FakeRay, tmp_path: Path) -> None:
+    fake.there = []
+    said = launch_on(fake, tmp_path).result.reason or ""
+    assert "asks for (CPU 1), and there is no node" in said
+    assert not fake.begun
+
+
+def test_however_many_wait_the_cluster_is_looked_at_once_in_a_while(fake: FakeRay) -> None:
+    cluster = Cluster(fake)
+    for _ in range(100):
+        assert cluster.nodes() == [CPU]
+    assert fake.looks == 1
+
+
+def test_a_run_that_ray_ends_for_its_memory_says_so(fake: FakeRay, tmp_path: Path) -> None:
+    page = "1 worker(s) were killed due to the node\nrunning low on memory.\nOOM kill reason: a page of figures"
+    fake.raised = fake.exceptions.OutOfMemoryError(page)
+    found = launch_on(fake, tmp_path).result
+    assert found.status == "out-of-memory"
+    said = found.reason or ""
+    assert "memory ran out on its node" in said
+    assert said.endswith("due to the node running low on memory.")
+    assert "lost" not in said
+
+
+def test_ray_is_let_go_of_though_the_listener_cannot_be_told(fake: FakeRay) -> None:
+    def gone(**_: object) -> None:
+        raise RuntimeError("the actor is dead")
+
+    launcher = RayLauncher()
+    launcher._ray, launcher._post = fake, SimpleNamespace(put=SimpleNamespace(options=gone))
+    with pytest.raises(RuntimeError, match="the actor is dead"):
+        launcher.__exit__(None, None, None)
+    assert fake.was_shut
+
+
 # What a node must have
 
 
@@ -144,10 +284,6 @@ def test_a_node_that_is_not_as_the_first_says_what_it_lacks(tmp_path: Path) -> N
         with one_line(*parts):
             attempt(asked.model_copy(update=changes), print)
     assert not read_runs(out)[0]
-
-
-CPU = {"CPU": 8.0, "memory": 64e9}
-GPU = {"CPU": 32.0, "GPU": 4.0, "memory": 64e9}
 
 
 @pytest.mark.parametrize(

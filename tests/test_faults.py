@@ -126,14 +126,39 @@ def test_killed_launcher_takes_its_worker_along_and_the_next_run_sweeps(place: P
 
 def test_unfinished_runs_of_launchers_that_may_live_are_not_swept(tmp_path: Path) -> None:
     with staging(tmp_path) as mine:
-        ended = mine.name.replace(str(os.getpid()), str(2**22 + 1))  # beyond what a Linux process can be called
-        # Of another machine, and of a container that goes by this one's name.
-        others = [ended.replace("@", "@another-"), ended.replace(f"@{platform.node()}.", f"@{platform.node()}.1")]
-        assert len({ended, *others}) == 3
+        process, _, machine = mine.name.removeprefix(".unfinished-").partition("@")
+        ended = mine.name.replace(process, str(2**22 + 1))  # beyond what a Linux process can be called
+        # Of another machine; of one that goes by this one's name, and of this one before it was started anew; of a
+        # container that goes by this one's name.
+        others = [ended.replace("@", "@another-"), ended.replace(f"{machine[-21:-9]}", "0" * 12)]
+        others.append(ended.replace(f"@{platform.node()}.", f"@{platform.node()}.1"))
+        assert len({ended, *others}) == 4
         for name in (ended, *others):
             (tmp_path / name).mkdir()
         with staging(tmp_path) as other:
             assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name, *others}
+
+
+def test_of_an_ended_process_whose_number_was_given_again_the_unfinished_run_is_swept(tmp_path: Path) -> None:
+    with staging(tmp_path) as mine:
+        process = mine.name.removeprefix(".unfinished-").partition("@")[0]
+        assert process.startswith(f"{os.getpid()}.")
+        earlier = tmp_path / mine.name.replace(process, f"{os.getpid()}.1")
+        earlier.mkdir()
+        with staging(tmp_path) as other:
+            assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name}
+
+
+def test_an_unfinished_run_that_lay_still_for_a_month_is_swept_whosever_it_was(tmp_path: Path) -> None:
+    old, written = (tmp_path / f".unfinished-1.2@elsewhere-{name}" for name in "ab")
+    for folder in (old, written):
+        folder.mkdir()
+        (folder / "log.txt").touch()
+        long_ago = time.time() - 31 * 86400
+        os.utime(folder, (long_ago, long_ago))
+    os.utime(old / "log.txt", (long_ago, long_ago))
+    with staging(tmp_path) as mine:
+        assert {path.name for path in tmp_path.iterdir()} == {mine.name, written.name}
 
 
 @pytest.mark.parametrize("out", ["file/runs", "file", "/proc/nope", "/dev/null"])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ from ftbench.execution.launchers import make_launcher
 from ftbench.execution.machine import LOADED, LocalLauncher, threads_for
 from ftbench.execution.scheduling import Task, carry_out
 from ftbench.execution.slots import Slots
-from ftbench.execution.workers import Stopped
+from ftbench.execution.workers import Stopped, Workers
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.store import read_runs
@@ -344,6 +345,29 @@ def test_a_terminal_shows_a_bar_for_each_run_and_takes_them_away(monkeypatch: py
 
 
 # Ended by Ctrl-C
+
+
+STARTS_ANOTHER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_a_worker_is_ended_with_what_it_started_in_another_session() -> None:
+    workers = Workers()
+    with Path("log").open("wb") as log:
+        worker = workers.start([sys.executable, "-c", STARTS_ANOTHER], log, {})
+    assert worker.stdout is not None
+    child = psutil.Process(int(worker.stdout.readline()))
+    try:
+        workers.stop()
+        assert not psutil.wait_procs([child], timeout=WAIT)[1]
+        assert worker.stdout.read() == ""  # nobody holds the pipe
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def test_an_interrupt_ends_all_workers_and_leaves_nothing(tiny_llama: Path, pairs_file: Path, tmp_path: Path) -> None:

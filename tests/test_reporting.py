@@ -1,12 +1,15 @@
 """What is told to other tools about a run: in a process of its own, which can cost a run nothing but a warning."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from ftbench.errors import UsageError
-from ftbench.execution import reporting
+from ftbench.execution import reporter, reporting
 from ftbench.execution.events import Progress
 from ftbench.execution.reporting import final_figures, read_tools
 from ftbench.results.result import Result
@@ -89,6 +92,14 @@ def test_every_step_and_the_result_are_read_back_from_tensorboards_files(
     assert scalars(folder.with_name(f"{folder.name}-2")).keys() == found.keys()
 
 
+def test_trackio_is_told_of_a_second_run_by_another_name_and_the_others_by_its_own(tmp_path: Path) -> None:
+    with patch.dict(os.environ):
+        names = [reporter._prepare(tmp_path, "lora-s0", [tool]) for tool in ("trackio", "trackio", "mlflow", "wandb")]
+    assert names[2:] == ["lora-s0", "lora-s0"]
+    assert all(name.startswith("lora-s0-") for name in names[:2])
+    assert len(set(names[:2])) == 2
+
+
 @pytest.mark.parametrize(
     ("faults", "said"),
     [
@@ -105,6 +116,17 @@ def test_a_tool_that_fails_costs_one_warning(
     fault(tmp_path, monkeypatch, **faults)
     patience = 3.0 if "sleep" in str(faults) else reporting.PATIENCE
     assert tell(tmp_path, make_run("lora").result, patience) == [f"--report-to {said}"]
+
+
+def test_two_runs_at_once_let_their_tools_begin_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(tmp_path, monkeypatch, begin="Path('busy').mkdir(); time.sleep(2); Path('busy').rmdir()")
+    places = [tmp_path / name for name in ("one", "other")]
+    for place in places:
+        place.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda place: tell(place, make_run("lora").result), places)) == [[], []]
 
 
 def test_a_run_is_the_same_with_a_tool_that_fails_and_says_so(

@@ -1,18 +1,24 @@
 """A model over two processes is trained to the same end as in one, and takes what was predicted."""
 
 import json
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ftbench.checking.tiny import make_gpt2, make_llama
 from ftbench.execution.forecast import Question, forecast
+from ftbench.execution.ranks import join
 from ftbench.memory.plan import Cut
 from ftbench.models.loading import load_model
 from ftbench.models.skeleton import load_config
@@ -22,7 +28,7 @@ from ftbench.results.store import read_runs
 from ftbench.training.batching import batch_tokens
 from ftbench.training.sharding import Ranks, deal
 from rank import CASES, plan_of, train
-from strangers import environment, ftbench, install
+from strangers import command_line, environment, ftbench, install
 from tiny import draw_pairs
 
 CPU = torch.device("cpu")
@@ -168,3 +174,42 @@ def test_a_rank_that_dies_ends_the_run_with_a_reason(models: Path, tmp_path: Pat
     assert "SIGKILL" in (ended["dies"].reason or "")
     assert ended["raises"].status == "failed"
     assert "no such layer" in (ended["raises"].reason or "")
+
+
+def test_an_interrupt_before_the_ranks_have_met_ends_all_of_them_at_once(models: Path, tmp_path: Path) -> None:
+    line = command_line("run", "--model", models / "llama", *ARGUMENTS, "--out", tmp_path / "runs", "--algo", "full")
+    launcher = subprocess.Popen(
+        line, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    ranks: list[psutil.Process] = []
+    try:
+        while len(ranks) < 2:
+            assert launcher.poll() is None
+            time.sleep(0.02)
+            ranks = [one for one in psutil.Process(launcher.pid).children(recursive=True) if is_rank(one)]
+        launcher.send_signal(signal.SIGINT)
+        _, said = launcher.communicate(timeout=20)
+        assert (launcher.returncode, said.strip()) == (1, "ftbench: stopped; finished runs are kept")
+        assert not psutil.wait_procs(ranks, timeout=1)[1]
+        assert not list((tmp_path / "runs").iterdir())
+    finally:
+        for process in [launcher, *ranks]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def is_rank(process: psutil.Process) -> bool:
+    try:
+        return "ftbench.execution.worker" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def test_a_rank_whose_starter_is_gone_before_it_begins_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1"), ("FTBENCH_STARTER", str(2**22 + 1))):
+        monkeypatch.setenv(name, value)
+    assert join() == Ranks(2, 1)
+    assert ended.wait(10)

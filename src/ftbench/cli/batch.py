@@ -59,14 +59,20 @@ class Batch:
 
     def _make(self, index: int) -> None:
         """Make one run, unless it is there already."""
+        from ftbench.recipe import BASELINE
+
         asked = self.recipes[index]
         recipe, tuning = self.tuner.tuned(asked) if self.tuner else (asked, None)
         name, say = self._name(recipe), self.runner.progress.say
-        run = self.runner.find(recipe, tuning)
+        baseline = self._baseline()
+        run = self.runner.find(recipe, tuning, None if recipe.algorithm == BASELINE else baseline)
         if run is not None:
             say(f"{name}: already there: {run.folder} (--fresh runs it again)")
         else:
-            run = self.runner.launch(recipe, name, self._baseline(), tuning)
+            unmeasured = self.runner.find(recipe, tuning)
+            if unmeasured:
+                say(f"{name}: run again, for {unmeasured.folder} has no forgetting: there was no {BASELINE} then")
+            run = self.runner.launch(recipe, name, baseline, tuning)
             reason = f": {run.result.reason}" if run.result.reason else ""
             say(f"{name}: {run.result.status}{reason} ({run.folder})")
             for line in run.result.warnings:

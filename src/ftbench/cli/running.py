@@ -80,13 +80,21 @@ class Runner:
         launcher, progress = launcher or one_machine(), progress or new_progress()
         return cls(registry, out, inputs, tuple(there), save_every, fresh, report_to, launcher, progress)
 
-    def find(self, recipe: "Recipe", tuning: "Tuning | None" = None) -> "Run | None":
+    def find(self, recipe: "Recipe", tuning: "Tuning | None" = None, baseline: "Run | None" = None) -> "Run | None":
         """Return the newest run of a recipe that ended well, if today's would come out the same.
 
         The rate that was sought may be the one that an algorithm has anyway: that it was sought has cost something all
-        the same, and is said by a run of its own.
+        the same, and is said by a run of its own. A run that was measured against nothing lacks its forgetting; where
+        there is a `baseline` today, it is none of them.
         """
-        return self._newest(recipe, lambda result: result.status == "ok" and _tried(result.tuning) == _tried(tuning))
+
+        def ended(result: "Result") -> bool:
+            is_measured = result.baseline is not None or result.measures.forgetting is not None
+            return (
+                result.status == "ok" and (is_measured or baseline is None) and _tried(result.tuning) == _tried(tuning)
+            )
+
+        return self._newest(recipe, ended)
 
     def find_trial(self, recipe: "Recipe") -> "Run | None":
         """Return the newest run of a trial; one whose loss became infinite would do so again."""

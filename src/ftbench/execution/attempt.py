@@ -5,7 +5,6 @@ What goes to a node and comes back is JSON; the node reads recipe and baseline a
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -27,7 +26,7 @@ from ftbench.results.address import outbox, url_of
 from ftbench.results.delivery import deliver
 from ftbench.results.mirror import Mirror
 from ftbench.results.result import Tuning
-from ftbench.results.store import Run, of_launch, read_run, run_name
+from ftbench.results.store import Run, of_launch, read_run, run_name, staging
 
 _PROBE = ".shared-"
 _STAGED = ".unfinished-*"
@@ -196,6 +195,9 @@ class Probe:
 def remove_unfinished(out: Path, idents: Iterable[str], patience: float = 0.0) -> None:
     """Remove what tries of these launches, which were ended, left half-done.
 
+    One that is taken for lost may go on all the same. Its folder is moved away first, as a whole: from then on it has
+    nothing that it could publish, and what was published before is no more touched.
+
     Args:
         out: the folder of runs.
         idents: of the launches.
@@ -205,7 +207,8 @@ def remove_unfinished(out: Path, idents: Iterable[str], patience: float = 0.0) -
     while True:
         left = [folder for folder in out.glob(_STAGED) if of_launch(folder) in launches]
         for folder in left:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError, FtbenchError), staging(out) as place:
+                folder.rename(place / "left")
         if not left or time.monotonic() > end:
             return
         time.sleep(0.2)

@@ -18,16 +18,17 @@ from ftbench.execution.ending import check_store
 from ftbench.execution.events import Event, read_event, write_event
 from ftbench.execution.launcher import Order
 from ftbench.execution.local import publish_failure
-from ftbench.execution.machine import LOADED
+from ftbench.execution.room import Cluster, ask_for, check_room
 from ftbench.execution.workers import Stopped
 from ftbench.recipe import Recipe
 from ftbench.results.address import outbox, url_of
 from ftbench.results.delivery import deliver_or_keep
 from ftbench.results.mirror import fetched
+from ftbench.results.result import Status
 from ftbench.results.store import Run, read_run
 
 RETRIES = 3
-"""How often a run is tried again where its node was lost, or its process on the node."""
+"""How often a run is tried again where its node was lost, or its process on the node; or that node's memory ran out."""
 _ENDING = 10.0
 """Seconds that processes which are being ended are waited for."""
 _ARRIVES = 60.0
@@ -58,11 +59,13 @@ class RayLauncher:
         self._tasks: dict[str, Any] = {}
         self._stopped = False
         self._ray: Any = None
+        self._cluster: Any = None
         self._post: Any = None
 
     def __enter__(self) -> Self:
         """Connect to the cluster, or start one; see the protocol."""
         self._ray = _start(self._address or os.environ.get("RAY_ADDRESS"))
+        self._cluster = Cluster(self._ray)
         here = self._ray.get_runtime_context().get_node_id()
         beside_driver = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         actor = self._ray.remote(Post).options(num_cpus=0, scheduling_strategy=beside_driver, max_concurrency=1000)
@@ -74,10 +77,12 @@ class RayLauncher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._probe.remove()
-        self._post.put.options(num_returns=0).remote(*_END)
-        self._listener.join(_ENDING)  # a thread that asks Ray for something while it is shut down ends the process
-        self._ray.shutdown()
+        try:
+            self._probe.remove()
+            self._post.put.options(num_returns=0).remote(*_END)
+            self._listener.join(_ENDING)  # a thread that asks Ray for something while it is shut down ends the process
+        finally:
+            self._ray.shutdown()
 
     def at_once(self, recipes: Sequence[Recipe]) -> int:
         """Return how many runs may wait for Ray to find them a node."""
@@ -86,7 +91,8 @@ class RayLauncher:
     def launch(self, order: Order, on_event: Callable[[Event], None]) -> Run:
         """Make a run on some node; see the protocol.
 
-        A run whose node is lost again and again, or that no node has room for, is published as failed.
+        A run whose node is lost again and again, or that no node has room for, is published as failed; one that Ray
+        ended because its node had no memory left, as out-of-memory.
 
         Raises:
             Stopped, FtbenchError: as the protocol says.
@@ -104,7 +110,9 @@ class RayLauncher:
                 check_store(order.out, order.recipe)
             # At a URL the node may hold the run, and send it later: a failure of the same launch would take its place.
             launch = ident if is_shared else uuid.uuid4().hex
-            return deliver_or_keep(publish_failure(order.recipe, order.registry, box, order.tuning, str(error), launch))
+            status: Status = "out-of-memory" if isinstance(error, _NoMemoryError) else "failed"
+            failure = publish_failure(order.recipe, order.registry, box, order.tuning, status, str(error), launch)
+            return deliver_or_keep(failure)
         finally:
             remove_unfinished(box, [ident], _ENDING)  # of tries that were ended with their node
         return _patiently(lambda: read_run(order.out / name if is_shared else fetched(order.out, name)))
@@ -127,10 +135,13 @@ class RayLauncher:
             task = self._ray.remote(_attempt).options(max_retries=RETRIES, name=ticket.recipe.algorithm, **resources)
             self._tasks[ident] = reference = task.remote(ticket.model_dump_json(), self._post)
         try:
+            self._cluster.wait_for(reference, resources)
             return str(self._ray.get(reference))
         except errors.RayError as error:
             if self._stopped:
                 raise Stopped from error
+            if isinstance(error, errors.OutOfMemoryError):
+                raise _NoMemoryError(_explain_shortage(error)) from error
             raise FtbenchError(_explain(error, isinstance(error, errors.RayTaskError))) from error
         finally:
             with self._lock:
@@ -142,14 +153,9 @@ class RayLauncher:
         Raises:
             FtbenchError: no node has it.
         """
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        nodes = self._cluster.nodes()
         asked = ask_for(order, nodes, self._jobs if self._is_limited else None)
-        has = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
-        if not any(all(node.get(has[name], 0) >= amount for name, amount in asked.items()) for node in nodes):
-            wanted = ", ".join(f"{has[name]} {amount:,}" for name, amount in asked.items())
-            raise FtbenchError(
-                f"no node of the Ray cluster has room for it ({wanted}); 'ray status' says what they have"
-            )
+        check_room(asked, nodes)
         return asked
 
     def _listen(self) -> None:
@@ -175,29 +181,6 @@ def _patiently(read: Callable[[], Run]) -> Run:
             if time.monotonic() > until:
                 raise
             time.sleep(1)
-
-
-def ask_for(order: Order, nodes: Sequence[dict[str, float]], jobs: int | None) -> dict[str, Any]:
-    """Return what a run asks for: cards where the cluster has some, and the cores that are its share of the least node.
-
-    Args:
-        order: the run.
-        nodes: what each has, as Ray says it.
-        jobs: runs at once on a node, if that is limited.
-    """
-    recipe = order.recipe
-    on_cards = recipe.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
-    if on_cards:
-        able = [node for node in nodes if node.get("GPU", 0) >= recipe.devices]
-        shares = [node.get("CPU", 0) * recipe.devices / node["GPU"] for node in able]
-        asked: dict[str, Any] = {"num_gpus": recipe.devices}
-    else:
-        able = [node for node in nodes if node.get("CPU", 0) >= 1]
-        shares = [node["CPU"] / (jobs or 1) for node in able]
-        asked = {"memory": recipe.devices * (recipe.memory_budget + LOADED)} if recipe.memory_budget else {}
-    if on_cards and jobs:
-        shares = [max(share, node.get("CPU", 0) / jobs) for share, node in zip(shares, able, strict=True)]
-    return {"num_cpus": max(1, int(min(shares, default=1))), **asked}
 
 
 class Post:
@@ -233,6 +216,7 @@ def _start(address: str | None) -> Any:
         FtbenchError: there is no cluster at this address, or Ray cannot be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # else what needs too much memory is tried for ever
     if address is None or address.rpartition(":")[0] in ("127.0.0.1", "localhost", "::1"):
         # Else Ray takes another interface for loopback, and listens on all. The name tells where this is the default.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -255,6 +239,19 @@ def _start(address: str | None) -> Any:
     finally:
         signal.signal(signal.SIGTERM, heard)  # Ray puts its own there
     return ray
+
+
+class _NoMemoryError(FtbenchError):
+    """A run's node had no memory left."""
+
+
+def _explain_shortage(error: Exception) -> str:
+    """Say in a line that Ray ended a run because its node's memory ran out; Ray says so in a page."""
+    text = " ".join(str(error).split()).partition("OOM kill reason")[0].strip()
+    return (
+        "memory ran out on its node, and Ray ended it there, as often as it was tried; say how much it may take "
+        f"(--memory-budget), or make fewer runs at once (--jobs): {text[:300]}"
+    )
 
 
 def _explain(error: Exception, is_raised: bool) -> str:

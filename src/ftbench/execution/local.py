@@ -19,11 +19,11 @@ from ftbench.execution.ranks import worker_module
 from ftbench.execution.reporting import reporting
 from ftbench.execution.unfinished import forget, is_of_use, state_file
 from ftbench.execution.workers import Stopped, Workers
-from ftbench.files import told_in_one_line, write_json, write_text
+from ftbench.files import AGAIN, told_in_one_line, write_json, write_text
 from ftbench.recipe import Recipe
 from ftbench.registry import Registry
 from ftbench.results.result import Result, Status, Tuning
-from ftbench.results.store import LAUNCH, LOG, RECIPE, RESULT, Run, publish, read_run, staging
+from ftbench.results.store import LAUNCH, LOG, RECIPE, RESULT, Run, of_launch, publish, read_run, staging
 
 PROMPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
@@ -88,7 +88,8 @@ def launch(
 
     Raises:
         Stopped: the worker was ended from outside, and leaves what Ctrl-C does.
-        FtbenchError: `out` cannot be written, or was removed meanwhile; `baseline` was.
+        FtbenchError: `out` cannot be written, or was removed meanwhile; `baseline` was; another try of the same launch
+            has begun since, and this one leaves nothing.
     """
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     state = state_file(recipe, out)
@@ -111,16 +112,18 @@ def launch(
                 ending = _work(folder, recipe, baseline, listen, save_every, place)
                 if not (folder / RESULT).is_file():
                     check_store(out, recipe)
+                    _check_owner(folder, recipe, place.ident)
                     status, reason = explain(ending, folder, recipe)
                     remove_halves(folder)
                     if not folder.is_dir():
-                        _write_asked(folder, recipe, place.ident)
+                        _write_asked(folder, recipe, None)
                     facts = Facts(phase=ending.phase)
                     _write(folder, build_result(recipe, registry, facts, status, reason, started))
                 if told:
                     result = read_run(folder).result
                     if more := told.end(result):  # each write needs room beside what is there
                         _write(folder, result.model_copy(update={"warnings": result.warnings + more}))
+        _check_owner(folder, recipe, place.ident)
         if tuning is not None:
             _write(folder, read_run(folder).result.model_copy(update={"tuning": tuning}))
         published = publish(folder, out, recipe)
@@ -131,7 +134,7 @@ def launch(
 
 
 def publish_failure(
-    recipe: Recipe, registry: Registry, out: Path, tuning: Tuning | None, reason: str, ident: str
+    recipe: Recipe, registry: Registry, out: Path, tuning: Tuning | None, status: Status, reason: str, ident: str
 ) -> Run:
     """Publish that a launch came to no run, unless it did.
 
@@ -141,7 +144,7 @@ def publish_failure(
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     with staging(out) as folder:
         _write_asked(folder, recipe, ident)
-        result = build_result(recipe, registry, Facts(), "failed", reason, started)
+        result = build_result(recipe, registry, Facts(), status, reason, started)
         _write(folder, result.model_copy(update={"tuning": tuning}))
         return read_run(publish(folder, out, recipe))
 
@@ -153,6 +156,19 @@ def _write_asked(folder: Path, recipe: Recipe, ident: str | None) -> None:
     write_text(folder / RECIPE, recipe.to_toml())
     if ident:
         write_text(folder / LAUNCH, ident + "\n")
+
+
+def _check_owner(folder: Path, recipe: Recipe, ident: str | None) -> None:
+    """See that this is still the one try of a launch that may publish: a later one takes the folder of an earlier away.
+
+    Raises:
+        FtbenchError: it is not.
+    """
+    if ident and of_launch(folder) != ident:
+        raise FtbenchError(
+            f"{folder}, into which {recipe.algorithm} was run, was taken away: it was taken for lost and is run "
+            f"elsewhere, or somebody removed it; then {AGAIN}"
+        )
 
 
 def _write(folder: Path, result: Result) -> None:

@@ -16,6 +16,8 @@ from ftbench.results.store import RESULT
 from ftbench.training.sharding import Ranks
 
 _WORKER, _HERE = "ftbench.execution.worker", "ftbench.execution.ranks"
+_STARTER = "FTBENCH_STARTER"
+"""The variable that tells a rank which process started it."""
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection was closed")
 """What torch's collectives say when another rank is gone."""
 
@@ -32,6 +34,7 @@ def main() -> None:
 
     devices, folder = int(sys.argv[1]), Path(sys.argv[2])
     _check_cards(devices)
+    os.environ[_STARTER] = str(os.getpid())
     # as torchrun does, but all cores are used: each would take them all
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
     config = LaunchConfig(
@@ -75,10 +78,10 @@ def join() -> Ranks:
         return Ranks()
     import torch
 
-    parent = os.getppid()
+    starter = int(os.environ[_STARTER])  # which may be gone by now: a rank imports for seconds before it comes here
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == starter:
             time.sleep(0.5)
         os._exit(1)
 

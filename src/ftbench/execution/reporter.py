@@ -4,10 +4,13 @@ The first line says what the run is; each further one holds figures to log. An e
 that the tools are ready; every other line is what one of them failed with, after which that one is told nothing more.
 """
 
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the tools print goes to the log
     about = json.loads(sys.stdin.readline())
-    name = _prepare(Path(about["folder"]), about["name"], "tensorboard" in about["tools"])
+    name = _prepare(Path(about["folder"]), about["name"], about["tools"])
     callbacks = Callbacks(about["tools"], answers.write)
-    callbacks.begin(name, about["folder"], about["config"])
+    with _alone():
+        callbacks.begin(name, about["folder"], about["config"])
     answers.write("\n")
     for line in sys.stdin:
         told = json.loads(line)
@@ -34,14 +38,40 @@ def main() -> None:
     callbacks.end()
 
 
-def _prepare(folder: Path, name: str, to_files: bool) -> str:
-    """Set what the tools take from the environment; return the run's name, numbered where TensorBoard has that one."""
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let one process at a time begin in this working folder.
+
+    MLflow then makes its database there, and fails where another is at it. The folder itself is locked, so that nothing
+    is left behind.
+    """
+    place = None
+    with suppress(OSError):  # a shared disk may know no such lock
+        place = os.open(".", os.O_RDONLY)
+        fcntl.flock(place, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if place is not None:
+            with suppress(OSError):
+                fcntl.flock(place, fcntl.LOCK_UN)  # closing does not do it where a tool's own process holds it, too
+            os.close(place)
+
+
+def _prepare(folder: Path, name: str, tools: list[str]) -> str:
+    """Set what the tools take from the environment; return the run's name.
+
+    It has a number where TensorBoard has that one already, and what no other has for Trackio, which would go on with
+    the earlier run.
+    """
     for variable in _PROJECTS:
         os.environ.setdefault(variable, PROJECT)
     for variable in _MODELS:
         os.environ.pop(variable, None)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the card is the run's
-    if not to_files:
+    if "trackio" in tools:
+        name = f"{name}-{uuid.uuid4().hex[:8]}"
+    if "tensorboard" not in tools:
         return name
     place = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or folder / "tensorboard").expanduser()
     number, target = 1, place / name

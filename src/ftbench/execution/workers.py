@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
+import psutil
+
 
 class Stopped(Exception):  # noqa: N818  somebody asked for it
     """What was asked for is not done, for everything is being ended."""
@@ -35,7 +37,7 @@ class Workers:
         with self._lock:
             if self._stopped:
                 raise Stopped
-            # A session of its own: Ctrl-C in the terminal reaches the launcher alone, and that ends the whole session.
+            # A session of its own: Ctrl-C in the terminal reaches the launcher alone, and that ends the worker.
             worker = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
@@ -64,8 +66,24 @@ class Workers:
 
 
 def kill(worker: "subprocess.Popen[str]") -> None:
-    """Kill a process with its session, unless it has ended, and wait until it is gone."""
+    """Kill a process with all that it started, unless it has ended, and wait until it is gone.
+
+    What it started may have a session of its own, as ranks have; they would go on, and hold the pipe that is read.
+    """
     if worker.poll() is None:
         with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGSTOP)  # it starts nothing more
+        started = _started_by(worker.pid)
+        with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
+        for process in started:
+            with suppress(psutil.Error):
+                process.kill()
         worker.wait()
+
+
+def _started_by(process: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process).children(recursive=True)
+    except psutil.Error:
+        return []

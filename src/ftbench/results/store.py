@@ -3,9 +3,9 @@
 import gc
 import json
 import os
-import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from ftbench.errors import FtbenchError, UsageError, nearest
 from ftbench.files import disk_error, follow_umask, sync_folder
 from ftbench.recipe import Recipe, first_problem
 from ftbench.results.address import name_of
+from ftbench.results.owner import has_ended, name_owner
 from ftbench.results.result import SCHEMA, Result
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ MODEL = "model"
 LAUNCH = "launch.txt"
 """Which launch a run came of, where a launch may be tried again on another machine."""
 _STAGING = ".unfinished-"
+_DAYS = 30
+"""After which a folder that nobody wrote into is removed: its machine was started anew, or is gone."""
 _T = TypeVar("_T")
 
 
@@ -93,7 +96,7 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         _sweep(out)
-        folder = Path(tempfile.mkdtemp(dir=out, prefix=f"{_STAGING}{os.getpid()}@{_machine()}-"))
+        folder = Path(tempfile.mkdtemp(dir=out, prefix=f"{_STAGING}{name_owner()}-"))
     except OSError as error:
         raise disk_error(out, error) from error
     try:
@@ -282,17 +285,13 @@ def _names(runs: list[Run]) -> set[str]:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what killed processes of this machine left unfinished; of another's nothing can be known."""
-    import psutil
-
+    """Remove what killed processes of this machine left unfinished, and what of anyone's lay still for a month."""
     for folder in out.glob(f"{_STAGING}*"):
-        owner, _, machine = folder.name.removeprefix(_STAGING).rpartition("-")[0].partition("@")
-        if owner.isdigit() and machine == _machine() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process may be at it
+            owner = folder.name.removeprefix(_STAGING).rpartition("-")[0]
+            if has_ended(owner) or max(path.stat().st_mtime for path in (folder, *folder.iterdir())) < _old():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _machine() -> str:
-    """Name the machine and, on Linux, where on it processes have their numbers: containers may share a name."""
-    with suppress(OSError):
-        return f"{platform.node()}.{Path('/proc/self/ns/pid').stat().st_ino}"
-    return platform.node()
+def _old() -> float:
+    return time.time() - _DAYS * 86400
