@@ -265,7 +265,7 @@ def test_rows_that_are_worked_out_together_say_what_each_says_alone() -> None:
         for seed in range(seeds):
             found = outcomes([draw.random() < 0.8 for _ in range(prompts)], str(seed) if number == 3 else "p")
             rise: list[float | None] = [draw.gauss(0, 5) for _ in range(prompts)]
-            if number == 2:
+            if number == 1:
                 rise[seed] = None
             facts = {"outcomes": found.model_copy(update={"rise": rise, "attacks_on_topic": found.on_topic[::-1]})}
             runs.append(make_run(f"row-{number}", seed=seed, adherence=draw.random(), facts=facts))
