@@ -8,6 +8,7 @@ import pytest
 
 from ftbench.cli.batch import Batch
 from ftbench.cli.running import Runner
+from ftbench.execution.events import Event
 from ftbench.execution.launcher import Order
 from ftbench.execution.reuse import Inputs
 from ftbench.plugins import load_plugins
@@ -31,10 +32,10 @@ class Writing:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def at_once(self, _: Sequence[Recipe]) -> int:
+    def at_once(self, recipes: Sequence[Recipe]) -> int:
         return 1
 
-    def launch(self, order: Order, _: Callable[[object], None]) -> Run:
+    def launch(self, order: Order, on_event: Callable[[Event], None]) -> Run:
         self.orders.append(order)
         return make_run(order.recipe.algorithm, started=50, status="failed" if FAILING in order.recipe.name else "ok",
                         reason="it fails" if FAILING in order.recipe.name else None)  # fmt: skip
@@ -51,7 +52,7 @@ def ask(there: list[Run], *recipes: Recipe) -> list[tuple[str, str | None]]:
     launcher = Writing()
     runner = Runner(REGISTRY, Path("runs"), Inputs(DATA.digest, None), tuple(there), launcher=launcher)
     Batch(list(recipes), runner).carry_out()
-    return [(each.recipe.algorithm, each.baseline and str(each.baseline.folder)) for each in launcher.orders]
+    return [(each.recipe.algorithm, str(each.baseline.folder) if each.baseline else None) for each in launcher.orders]
 
 
 @pytest.fixture(autouse=True)

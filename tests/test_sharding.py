@@ -194,9 +194,10 @@ def test_an_interrupt_before_the_ranks_have_met_ends_all_of_them_at_once(models:
         assert not psutil.wait_procs(ranks, timeout=1)[1]
         assert not list((tmp_path / "runs").iterdir())
     finally:
-        for process in [launcher, *ranks]:
+        launcher.kill()
+        for rank in ranks:
             with suppress(psutil.NoSuchProcess):
-                process.kill()
+                rank.kill()
 
 
 def is_rank(process: psutil.Process) -> bool:
