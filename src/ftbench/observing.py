@@ -6,7 +6,7 @@ from typing import Any
 
 from ftbench.algorithm import Algorithm
 
-METHODS = ("skip", "system_prompt", "adapt", "train", "loss", "save", "load", "figures")
+METHODS = ("skip", "system_prompt", "adapt", "train", "loss", "without_effect", "save", "load", "figures", "warnings")
 
 Around = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]
 """Is told the method and its arguments, and returns what calling it returned."""
