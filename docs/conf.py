@@ -38,7 +38,8 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),  # between backticks, see above
     # Their pages are on the network
     ("py:class|py:meth", r"Tensor|PreTrainedModel|Path|PluginManager(\.\w+)?|(collections\.abc|pathlib)\..*"),
-    ("py:class|py:exc", r"ftbench(\.\w+){2,}|FtbenchError|ContractError|EvaluatedPrompt|AttackReply"),  # handed over or raised, never imported
+    # Handed over or raised, never imported
+    ("py:class|py:exc", r"ftbench(\.\w+){2,}|FtbenchError|ContractError|EvaluatedPrompt|AttackReply"),
 ]
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
