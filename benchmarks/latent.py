@@ -105,6 +105,11 @@ def read_texts(file: str, folder: Path) -> tuple[Texts, Texts, Texts, Texts]:
     return cut[:calibration], healing, same, other[: inside * step : step]
 
 
+def pieces(texts: Texts, length: int) -> Texts:
+    """Cut each text into pieces of a length."""
+    return [text[begin : begin + length] for text in texts for begin in range(0, len(text), length)]
+
+
 def load_base() -> Any:
     """Return the untouched model."""
     return load_model(base_folder(), torch.device("cpu"))
@@ -127,7 +132,7 @@ def _measure(
         share = {"drawn": many, "both": many - many // 2, "conversations": 0}[healed["texts"]]
         with teacher.in_place() as base:
             drawn = draw_texts(base, base.config.bos_token_id, share, length, seed=0) if share else []
-        talk = [text[begin : begin + length] for text in healing for begin in range(0, LENGTH, length)][: many - share]
+        talk = pieces(healing, length)[: many - share]
         texts = alternating(talk, drawn) if talk and drawn else talk or drawn
         drew = perf_counter()
         found["draw_seconds"] = round(drew - converted, 1)

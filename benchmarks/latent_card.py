@@ -22,13 +22,14 @@ from time import perf_counter
 from typing import Any, overload
 
 import torch
-from latent import LENGTH, base_folder, read_texts
+from latent import base_folder, pieces, read_texts
 from origin import machine, now
 
 from ftbench.models.loading import load_plain
 from ftbench_mla.conversion import Settings, Teacher, convert, convert_keeping
 from ftbench_mla.decode import STEPS, decode_speed
 from ftbench_mla.heal import HealSettings, diverge, draw_texts, heal, predict
+from ftbench_mla.modeling import layers_of
 
 HERE = Path(__file__).parent
 KEPT = 0.3125
@@ -78,7 +79,8 @@ def main() -> None:
 def measure_decoding(folder: Path, file: str, device: torch.device, sizes: Sizes) -> dict[str, Any]:
     """Return tokens/s behind a context, of the base and of the converted model."""
     base, other = (load_plain(folder, device, "bf16") for _ in range(2))
-    kept = round(KEPT * cached(base))
+    attention: Any = layers_of(base)[0].self_attn
+    kept = round(KEPT * (attention.k_proj.out_features + attention.v_proj.out_features))
     rotated = 8 * round(kept / 4 / 8)
     converted = convert(other, read_texts(file, folder)[0], Settings(rank=kept - rotated, rope_dims=rotated))
     context = min(sizes.context, base.config.max_position_embeddings - STEPS)
@@ -88,13 +90,6 @@ def measure_decoding(folder: Path, file: str, device: torch.device, sizes: Sizes
         speeds["converted"].append(decode_speed(converted, context, sizes.batch))
     times = median(speeds["converted"]) / median(speeds["base"])
     return {"context": context, "batch": sizes.batch, "kept": kept, "tokens_per_second": speeds, "times": times}
-
-
-def cached(model: Any) -> int:
-    """Return how many values a token and layer has in the cache."""
-    config = model.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_key_value_heads * size)
 
 
 def measure_healing(folder: Path, file: str, device: torch.device, sizes: Sizes) -> dict[str, Any]:
@@ -110,7 +105,7 @@ def measure_healing(folder: Path, file: str, device: torch.device, sizes: Sizes)
         return {name: asdict(diverge(model, texts, predicted)) for name, texts, predicted in names}
 
     before, start = compared(), perf_counter()
-    talk = [text[begin : begin + CUT] for text in healing for begin in range(0, LENGTH, CUT)]
+    talk = pieces(healing, CUT)
     begin = talk[0][0] if model.config.bos_token_id is None else model.config.bos_token_id
     texts = Alternating(talk, sizes.tokens // CUT, lambda seed: speak(teacher, begin, sizes.rows, seed))
     settings = HealSettings(sizes.step_tokens, min(sizes.step_tokens, 16_384))

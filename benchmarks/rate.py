@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from origin import machine, now
+from training import seconds_of
 
 from ftbench.memory.fit import Fit
 from ftbench.models.loading import prepare
@@ -112,14 +113,7 @@ def needed(model: Any, length: int) -> float:
 def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Return how many operations a second a product of square matrices does."""
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    taken = []
-    for _ in range(8):
-        _wait(device)
-        start = perf_counter()
-        one @ other
-        _wait(device)
-        taken.append(perf_counter() - start)
-    return 2.0 * size**3 / median(taken[2:])
+    return 2.0 * size**3 / seconds_of(lambda: one @ other, device, times=8)
 
 
 def _wait(device: torch.device) -> None:

@@ -228,20 +228,21 @@ def _limit(device: "torch.device", tokens: int = 1024) -> dict[str, Any]:
         rows = tokens if module is not model.get_output_embeddings() else tokens // 2  # about half are completion
         inputs, errors = weight.new_empty(rows, weight.shape[1]), weight.new_empty(rows, weight.shape[0])
         inputs.normal_(), errors.normal_()
-        forward = _seconds(lambda x=inputs, w=weight: x @ w.T, model.device)
-        back = _seconds(lambda e=errors, w=weight: e @ w, model.device)
-        by_weight = _seconds(lambda e=errors, x=inputs: e.T @ x, model.device)
+        forward = seconds_of(lambda x=inputs, w=weight: x @ w.T, model.device)
+        back = seconds_of(lambda e=errors, w=weight: e @ w, model.device)
+        by_weight = seconds_of(lambda e=errors, x=inputs: e.T @ x, model.device)
         seconds["full"] += forward + back + by_weight
         seconds["lora"] += forward + back
     speeds = {f"{name}_tokens_per_second": round(tokens / taken, 1) for name, taken in seconds.items()}
     return {**speeds, "precision": precision}
 
 
-def _seconds(product: Any, device: Any) -> float:
+def seconds_of(product: Any, device: Any, times: int = 4) -> float:
+    """Return the median of the seconds that some work on a device takes, the first time left out."""
     import torch
 
     taken = []
-    for _ in range(4):
+    for _ in range(times):
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = perf_counter()

@@ -1,6 +1,5 @@
 """What runs share: made by the first that needs it, read by the others."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 import ftbench
@@ -79,44 +79,25 @@ def _keep(kind: str, path: Path, text: str) -> None:
 
 
 @contextmanager
-def _alone(lock: Path, kind: str) -> Iterator[None]:
-    """Let one process at a time do what happens inside; where the lock is not to be had, nobody waits."""
-    handle = _lock(lock, kind)
+def _alone(path: Path, kind: str) -> Iterator[None]:
+    """Let one process at a time do what happens inside; where the lock is not to be had, nobody waits.
+
+    The system lets go of it, too, when the process is killed. The file goes last, while it is held.
+    """
+    lock = FileLock(path, poll_interval=PAUSE)
+    with suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _LOG.warning("another run is making the same %s: this one waits for it", kind)
+            lock.acquire()
     try:
         yield
     finally:
-        if handle is not None:
+        if lock.is_locked:
             with suppress(OSError):
-                lock.unlink()
-            os.close(handle)
-
-
-def _lock(path: Path, kind: str) -> int | None:
-    """Return the locked file: the system lets go of it, too, when the process is killed. None where there are no locks.
-
-    It is asked for again and again, for a process that sleeps in the system's own waiting hears no signal that another
-    of its threads was given.
-    """
-    waited = False
-    while True:
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        except (BlockingIOError, FileNotFoundError):  # another's, or one that another has removed
-            pass
-        except OSError:
-            os.close(handle)
-            return None
-        os.close(handle)
-        if not waited:
-            _LOG.warning("another run is making the same %s: this one waits for it", kind)
-        waited = True
-        time.sleep(PAUSE)
+                path.unlink()
+            lock.release()
 
 
 @cache
