@@ -1,6 +1,7 @@
 """Packed attention and the scoring head, over models of many kinds."""
 
 import random
+from collections.abc import Callable
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from ftbench.models.head import CHUNK_BYTES, ScoringHead, TokenLogProbs
 from ftbench.models.inturn import InTurn
 from ftbench.models.loading import prepare
 from ftbench.models.packing import Block, pack
+from ftbench.models.tiled import Tiled, tiles_of
 from ftbench.training.encoding import TokenSequence
 from ftbench.training.logprobs import sequence_logprobs
 from ftbench.training.row import lay_out, rounded
@@ -143,41 +145,75 @@ def test_what_the_attention_cannot_do_it_refuses(asked: dict[str, Any]) -> None:
         packed_attention(module, one, one, one, None, packing=pack([Block(0, 2), Block(2, 2)], CPU)["packing"], **asked)
 
 
-def test_half_precision_attends_in_float32_on_the_cpu() -> None:
-    torch.manual_seed(0)
-    module: Any = SimpleNamespace()
-    packing = pack([Block(0, 2), Block(2, 4), Block(6, 3, 2, 2)], CPU)["packing"]
-    query, key, value = torch.randn(3, 1, 2, 9, 8, dtype=torch.bfloat16)
-    found, _ = packed_attention(module, query, key, value, None, packing=packing)
-    expected, _ = packed_attention(module, query.float(), key.float(), value.float(), None, packing=packing)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, expected.bfloat16())
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("scale", [None, 0.7])
-def test_attention_in_turn_has_the_gradients_of_its_definition(window: int | None, scale: float | None) -> None:
-    torch.manual_seed(0)
-    blocks = [Block(0, 5), Block(5, 4), Block(9, 3, 0, 4), Block(12, 1)]
-    packing = pack(blocks, CPU)["packing"]
-    query = torch.randn(1, 4, 13, 8, dtype=torch.float64, requires_grad=True)
-    key, value = (torch.randn(1, 2, 13, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    seen = torch.zeros(13, 13, dtype=torch.bool)
+def seen_by(blocks: list[Block], window: int | None) -> Tensor:
+    """What each token attends to, by its definition, `[seq, seq]`."""
+    length = blocks[-1].begin + blocks[-1].length
+    seen = torch.zeros(length, length, dtype=torch.bool)
     for block in blocks:
         places = [*range(block.prefix_begin, block.prefix_begin + block.prefix_length)]
         places += range(block.begin, block.begin + block.length)
         for index in range(block.length):
             reach = places[: block.prefix_length + index + 1]
-            seen[block.begin + index, reach[-(window or 99) :]] = True
+            seen[block.begin + index, reach[-(window or length) :]] = True
+    return seen
 
-    def found(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return InTurn.apply(query, key, value, packing, window, scale)  # type: ignore[no-any-return,no-untyped-call]
 
-    expected = torch.nn.functional.scaled_dot_product_attention(
+def by_definition(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float | None) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen, scale=scale, enable_gqa=True
     ).transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("scale", [None, 0.7])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_attention_has_the_gradients_of_its_definition(
+    window: int | None, scale: float | None, tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftbench.models.tiled.QUERIES", 4)
+    monkeypatch.setattr("ftbench.models.tiled.KEYS", 3)
+    torch.manual_seed(0)
+    blocks = [Block(0, 5), Block(5, 4), Block(9, 3, 0, 4), Block(12, 1)]
+    packing = pack(blocks, CPU)["packing"]
+    query = torch.randn(1, 4, 13, 8, dtype=torch.float64, requires_grad=True)
+    key, value = (torch.randn(1, 2, 13, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def found(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if tiled:
+            tiles = tiles_of(packing, window, query.dtype)
+            return Tiled.apply(query, key, value, tiles, scale)  # type: ignore[no-any-return,no-untyped-call]
+        return InTurn.apply(query, key, value, packing, window, scale)  # type: ignore[no-any-return,no-untyped-call]
+
+    expected = by_definition(query, key, value, seen_by(blocks, window), scale)
     torch.testing.assert_close(found(query, key, value), expected)
     assert torch.autograd.gradcheck(found, (query, key, value))
+
+
+@pytest.mark.parametrize("window", [None, 70])
+def test_in_half_precision_attention_is_as_near_as_it_is(window: int | None) -> None:
+    torch.manual_seed(0)
+    module: Any = SimpleNamespace()
+    blocks = [Block(0, 150), Block(150, 75), Block(225, 40, 0, 90), Block(265, 3), Block(268, 132, 150, 30)]
+    packing = pack(blocks, CPU)["packing"]
+    query = torch.randn(1, 6, 400, 16, dtype=torch.bfloat16)
+    key, value = (torch.randn(1, 2, 400, 16, dtype=torch.bfloat16) for _ in range(2))
+    grad = torch.randn(1, 400, 6, 16, dtype=torch.bfloat16)
+
+    def run(dtype: torch.dtype, attend: Callable[..., Tensor]) -> list[Tensor]:
+        given = [one.to(dtype, copy=True).requires_grad_() for one in (query, key, value)]
+        output = attend(*given)
+        assert output.dtype == dtype
+        output.backward(grad.to(dtype))
+        return [output, *(one.grad for one in given if one.grad is not None)]
+
+    half = run(
+        torch.bfloat16, lambda q, k, v: packed_attention(module, q, k, v, None, packing=packing, sliding_window=window)[0]
+    )
+    seen = seen_by(blocks, window)
+    exact = run(torch.float64, lambda q, k, v: by_definition(q, k, v, seen, None))
+    assert len(half) == len(exact) == 4
+    for mine, its in zip(half, exact, strict=True):
+        assert (mine - its).norm() < 0.01 * its.norm()
 
 
 @pytest.mark.parametrize(("chunk", "wide"), [(1, 1), (3, 2), (7, 3), (100, 100)])

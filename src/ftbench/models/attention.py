@@ -77,6 +77,7 @@ def packed_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from ftbench.models.inturn import InTurn
+    from ftbench.models.tiled import Tiled, tiles_of
 
     if packing is None and rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
@@ -93,7 +94,11 @@ def packed_attention(
     elif query.device.type == "cuda" and query.dtype.itemsize == 2 and not dropout:
         found = _varlen(query, key, value, packing, window, scale)[None]
     elif query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not dropout:
-        found = InTurn.apply(query, key, value, packing, window, scale)  # type: ignore[no-untyped-call]
+        if query.dtype.itemsize == 2:
+            tiles = tiles_of(packing, window, query.dtype)
+            found = Tiled.apply(query, key, value, tiles, scale)  # type: ignore[no-untyped-call]
+        else:
+            found = InTurn.apply(query, key, value, packing, window, scale)  # type: ignore[no-untyped-call]
     else:
         found = _each(query, key, value, packing, window, scale, dropout)
     return found[..., :narrow], None

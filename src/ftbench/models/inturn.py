@@ -1,8 +1,4 @@
-"""Attention on the CPU, sequence by sequence, in float32.
-
-bf16's small matrix products are slower than float32's there, and each new shape costs a kernel. What is kept for the
-backward pass is in the model's own precision, and made wide again, a sequence at a time.
-"""
+"""Attention on the CPU in float32, sequence by sequence: the work is the sum of the squares of the lengths."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +7,12 @@ import torch
 from torch import Tensor
 
 from ftbench.models.packing import Block, Packing, mask_of
-from ftbench.models.precision import wide_dtype
 
 _FORWARD: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 )
-"""What torch's scaled_dot_product_attention calls; called here because it would keep what is wide."""
+"""What torch's scaled_dot_product_attention calls, sequence by sequence into one output."""
 
 
 class InTurn(torch.autograd.Function):
@@ -53,9 +48,7 @@ class InTurn(torch.autograd.Function):
         by_query, by_key, by_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for block, norm in zip(packing.blocks, norms, strict=True):
             q, k, v = _of(block, query, key, value)
-            output, grad = (
-                _wide(whole.narrow(1, block.begin, block.length)).transpose(1, 2) for whole in (found, grads[0])
-            )
+            output, grad = (whole.narrow(1, block.begin, block.length).transpose(1, 2) for whole in (found, grads[0]))
             reach = _reach(block, window, q)
             causal = reach.pop("is_causal")
             of_q, of_k, of_v = _BACKWARD(grad, q, k, v, output, norm, 0.0, causal, **reach, scale=scale)
@@ -67,16 +60,12 @@ class InTurn(torch.autograd.Function):
         return by_query, by_key, by_value, None, None, None
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(wide_dtype(tensor.dtype))
-
-
 def _of(block: Block, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a block's query, key and value in float32 or wider, with its prefix before key and value."""
-    q, k, v = (_wide(whole.narrow(2, block.begin, block.length)) for whole in (query, key, value))
+    """Return a block's query, key and value, with its prefix before key and value."""
+    q, k, v = (whole.narrow(2, block.begin, block.length) for whole in (query, key, value))
     if block.prefix_length:
         k, v = (
-            torch.cat([_wide(whole.narrow(2, block.prefix_begin, block.prefix_length)), own], dim=2)
+            torch.cat([whole.narrow(2, block.prefix_begin, block.prefix_length), own], dim=2)
             for whole, own in ((key, k), (value, v))
         )
     return q, k, v

@@ -1,7 +1,7 @@
 """What stands where in a row of several sequences, as a model's attention is told it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,15 @@ class Packing:
     """A row's blocks, one behind the other, and the same for kernels that take all blocks at once.
 
     `query_bounds` and `key_bounds`, int32 `[blocks + 1]`, say where each block's queries and keys begin; `keys` picks
-    the keys, prefixes included, from the row; None where there is no prefix.
+    the keys, prefixes included, from the row; None where there is no prefix. `tiles` is what attention has made of it
+    in a first layer, for the others.
     """
 
     blocks: tuple[Block, ...]
     query_bounds: "Tensor"
     key_bounds: "Tensor"
     keys: "Tensor | None"
+    tiles: dict[Any, Any] = field(default_factory=dict, compare=False)
 
 
 def pack(blocks: Sequence[Block], device: "torch.device") -> dict[str, Any]:
