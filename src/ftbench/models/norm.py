@@ -4,11 +4,13 @@ On the CPU it works through a few rows at a time, so that what is in float32 sta
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ftbench.models.again import can_be_computed_again
 from ftbench.models.precision import wide_dtype
 
 BLOCK = 2**17
@@ -23,18 +25,18 @@ class Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`x` is `[..., dim]`, `weight` `[dim]`."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`x` is `[..., dim]`, `weight` `[dim]`; returned beside `[..., dim]` is 1 / sqrt(...), `[tokens, 1]`."""
         flat = x.reshape(-1, x.shape[-1])
         scale = torch.empty(len(flat), 1, dtype=wide_dtype(x.dtype), device=x.device)
-        found = torch.empty_like(flat)
+        found = x.new_empty(x.shape)
         for rows in _blocks(flat):
             wide = flat[rows].to(scale.dtype, copy=True)
             scale[rows] = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-            found[rows] = wide.mul_(scale[rows])
-            found[rows] *= weight
+            _scale(wide, scale[rows], weight, found.view(flat.shape)[rows])
         ctx.save_for_backward(x, weight, scale)
-        return found.view(x.shape)
+        ctx.mark_non_differentiable(scale)
+        return found, scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -60,6 +62,21 @@ class Normalise(torch.autograd.Function):
         )
 
 
+def rescaled(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return what `Normalise` has made of `x`, `[..., dim]`, from the scale that it found."""
+    flat = x.reshape(-1, x.shape[-1])
+    found = torch.empty_like(flat)
+    for rows in _blocks(flat):
+        _scale(flat[rows].to(scale.dtype, copy=True), scale[rows], weight, found[rows])
+    return found.view(x.shape)
+
+
+def _scale(wide: Tensor, scale: Tensor, weight: Tensor, found: Tensor) -> None:
+    """Write a few rows to `found`; `wide` is used up."""
+    found.copy_(wide.mul_(scale))
+    found *= weight
+
+
 def _blocks(flat: Tensor) -> Iterator[slice]:
     size = max(1, BLOCK // flat.shape[-1])
     return (slice(begin, begin + size) for begin in range(0, len(flat), size))
@@ -73,6 +90,9 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `[..., dim]`."""
+        fixed, weight = x.detach(), self.weight.detach()
         if x.device.type == "cuda":
-            return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
-        return Normalise.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-any-return,no-untyped-call]
+            kernel = partial(torch.nn.functional.rms_norm, normalized_shape=weight.shape, eps=self.variance_epsilon)
+            return can_be_computed_again(kernel(x, weight=self.weight), partial(kernel, fixed, weight=weight))
+        found, scale = Normalise.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+        return can_be_computed_again(found, partial(rescaled, fixed, weight, scale))
