@@ -3,7 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
+from ftbench.errors import ContractError
 from ftbench.models import precision
 from ftbench.models.precision import choose_precision, torch_dtype
 from ftbench.training import optimiser
@@ -52,7 +55,7 @@ def test_steps_too_small_for_bf16_add_up() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 10**6])
-def test_in_bf16_it_is_adamw_on_float32_weights(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_bf16_it_is_adamw_on_float32_weights_but_for_first_moments(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(optimiser.PIECE, "cpu", size)
     low, high = weights(torch.bfloat16), [torch.nn.Parameter(w.detach().float()) for w in weights(torch.bfloat16)]
     one, other = MasterAdamW(low, 1e-2, 0.1), torch.optim.AdamW(high, lr=1e-2, weight_decay=0.1)
@@ -65,6 +68,8 @@ def test_in_bf16_it_is_adamw_on_float32_weights(size: int, monkeypatch: pytest.M
         torch.testing.assert_close(one.gradient_norm(), norm)
         one.step()
         other.step()
+        for state in other.state.values():
+            state["exp_avg"].copy_(state["exp_avg"].bfloat16())
     for its, parameter in zip(low, high, strict=True):
         assert torch.equal(its, parameter.to(torch.bfloat16))
 
@@ -78,15 +83,66 @@ def test_weights_without_a_gradient_stay() -> None:
     assert torch.equal(two, before)
 
 
-def test_everything_that_is_kept_is_told() -> None:
-    parameters = weights(torch.bfloat16)
-    count = sum(parameter.numel() for parameter in parameters)
+@pytest.mark.parametrize(("dtype", "each"), [(torch.bfloat16, 2 + 2 + 4), (torch.float32, 4 + 4)])
+def test_everything_that_is_kept_is_told(dtype: torch.dtype, each: int) -> None:
+    parameters = weights(dtype)
     kept = MasterAdamW(parameters, 1e-2, 0.0)
-    assert sum(tensor.nbytes for tensor in kept.tensors) == 4 * count
+    count, steps = sum(parameter.numel() for parameter in parameters), 4 * len(parameters)
+    assert sum(tensor.nbytes for tensor in kept.tensors) == each * count + steps
     fill_gradients(parameters, 0)
     kept.step()
-    steps = 4 * len(parameters)
-    assert sum(tensor.nbytes for tensor in kept.tensors) == 12 * count + steps
+    assert sum(tensor.nbytes for tensor in kept.tensors) == each * count + steps
+
+
+def test_what_was_kept_goes_on_to_the_bit() -> None:
+    ones = [*weights(torch.bfloat16), *weights(torch.float32)]
+    one = MasterAdamW(ones, 1e-2, 0.1)
+    fill_gradients(ones, 0)
+    one.step()
+    others = [torch.nn.Parameter(weight.detach().clone()) for weight in ones]
+    other = MasterAdamW(others, 1e-2, 0.1)
+    kept = {name: tensor.clone() for name, tensor in one.named_tensors()}
+    other.load(kept.__getitem__)
+    for parameters, optimiser_ in ((ones, one), (others, other)):
+        fill_gradients(parameters, 1)
+        optimiser_.step()
+    assert all(torch.equal(mine, its) for mine, its in zip(ones, others, strict=True))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False), min_size=1))
+def test_a_bf16_weight_and_its_lower_half_are_a_float32_weight(values: list[float]) -> None:
+    """Steps of no size, from float32 weights that were reached somehow, change nothing."""
+    wide = torch.tensor(values)
+    weight = torch.nn.Parameter(wide.bfloat16())
+    assume(weight.isfinite().all())
+    kept = MasterAdamW([weight], 0.0, 0.0)
+    low = dict(kept.named_tensors())["bfloat16.low"]
+    bits = wide.view(torch.int32) - weight.detach().float().view(torch.int32)
+    low.copy_(bits.clamp(max=2**15 - 1))
+    before, known = weight.detach().clone(), low.clone()
+    for _ in range(3):
+        weight.grad = torch.ones_like(weight)
+        kept.step()
+    # A number half-way between two bf16 numbers stands for its neighbour, and is then nearer to the one below.
+    assert torch.equal(weight, before)
+    assert torch.equal(low, known)
+
+
+def test_half_way_between_two_bf16_numbers_no_weight_leaps() -> None:
+    """1 + 2^-8 is as far from 1 as from the next bf16 number; what is kept of it must not be 1 - 2^-8."""
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    kept = MasterAdamW([weight], 2.0**-8, 0.0)
+    low = dict(kept.named_tensors())["bfloat16.low"]
+    weight.grad = torch.tensor([-1.0, 1.0, 0.0], dtype=torch.bfloat16)
+    kept.step()
+    reached = (weight.detach().float().view(torch.int32) + low).view(torch.float32)
+    torch.testing.assert_close(reached, torch.tensor([1 + 2.0**-8, 1 - 2.0**-8, 1.0]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_precision_are_refused_in_a_line(dtype: torch.dtype) -> None:
+    with pytest.raises(ContractError, match="bf16 or float32, not torch.float"):
+        MasterAdamW(weights(dtype), 1e-2, 0.0)
 
 
 @pytest.mark.parametrize(("norm", "scale"), [(0.5, 1.0), (4.0, 0.25), (math.inf, 1.0), (math.nan, 1.0)])

@@ -129,8 +129,7 @@ class Keeper:
         with self._file as file:
             names = set(file.keys())
             _fill(self._weights(training), names, file.get_tensor)
-            of_optimiser = {name.removeprefix(_OPTIMISER) for name in names if name.startswith(_OPTIMISER)}
-            optimiser.load(of_optimiser, lambda name: file.get_tensor(_OPTIMISER + name))
+            optimiser.load(lambda name: file.get_tensor(_OPTIMISER + name))
             _restore_random(names, file.get_tensor)
         fit = training.fit
         fit.micro_batch_tokens, fit.checkpointing = found.micro_batch_tokens, found.checkpointing

@@ -1,35 +1,32 @@
 """AdamW over weights of any precision, with float32 where it counts."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
+from ftbench.errors import ContractError
 from ftbench.memory.standin import kind_of
-from ftbench.training.sharding import held, is_shard
+from ftbench.training.sharding import held
 
-PIECE = {"cpu": 2**21, "cuda": 2**26}
-"""Weights that are updated together: what their gradients take in float32, 8 MiB on a CPU, is written and read once."""
+PIECE = {"cpu": 2**19, "cuda": 2**24}
+"""Weights that are updated together: on a CPU what they take in float32, 2 MiB, stays in the cache meanwhile."""
 
-_STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What torch's AdamW keeps of each weight."""
+_LARGEST = 2**15 - 1
+"""Of int16."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A weight, what of it lies here, or some of it, flat; and what AdamW steps on: that, or a float32 copy."""
+    """A weight, what of it lies here, or some of it, flat."""
 
     weight: torch.nn.Parameter
     begin: int
     values: Tensor
-    master: torch.nn.Parameter
-
-    @property
-    def copied(self) -> bool:
-        """Whether the master is a copy."""
-        return self.master.dtype != self.values.dtype
 
     @property
     def gradient(self) -> Tensor | None:
@@ -42,97 +39,153 @@ class Piece:
         return whole.reshape(-1)[self.begin : self.begin + len(self.values)]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Pieces of one precision, and what is kept of them from step to step, flat, one behind the other.
+
+    `steps`, float32 `[pieces]`, counts steps; `first` are first moments in the weights' precision, `second` second
+    moments in float32. `low`, int16, has the lower halves of float32 weights whose upper halves the bf16 weights are,
+    rounded; None where the weights are float32.
+    """
+
+    pieces: list[Piece]
+    steps: Tensor
+    first: Tensor
+    second: Tensor
+    low: Tensor | None
+
+    def flat(self, kept: Tensor) -> list[Tensor]:
+        """Cut what is kept for all into what belongs to each piece, in its shape."""
+        parts = kept[: len(self.first)].split([piece.values.numel() for piece in self.pieces])
+        return [part.view(piece.values.shape) for part, piece in zip(parts, self.pieces, strict=True)]
+
+
 class MasterAdamW:
-    """AdamW (Loshchilov and Hutter 2019) that keeps float32 copies of weights in half precision, and steps on those.
+    """AdamW (Loshchilov and Hutter 2019) on float32 weights; of these, bf16 weights are the rounded upper halves.
 
     An update is often smaller than the distance between two neighbouring bf16 numbers, and would be lost (Micikevicius
-    et al. 2018, section 3.1). Weights in float32 are their own master copies: there it is torch's fused AdamW.
+    et al. 2018, section 3.1). The 16 bits that a bf16 weight lacks are kept beside it, so that nothing is kept twice.
+    First moments of bf16 weights are bf16, as their gradients are: they follow these at a tenth of the distance a step.
+    Second moments move by a thousandth, which bf16 would round away; they are float32.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> None:
-        """Take the weights as they stand."""
+        """Take the weights as they stand.
+
+        Raises:
+            ContractError: a weight is neither float32 nor bf16.
+        """
         size = PIECE.get(kind_of(parameters[0].device), PIECE["cpu"])
         self._parameters = parameters
-        self._groups = _grouped([piece for one in parameters for piece in _pieces(one, size)], size)
-        self._optimisers = [
-            torch.optim.AdamW(
-                [piece.master for piece in group], lr=learning_rate, weight_decay=weight_decay, fused=True
-            )
-            for group in self._groups
-        ]
+        self._kept: dict[str, Tensor] = {}
+        self._groups: list[Group] = []
+        for dtype in (torch.bfloat16, torch.float32):
+            pieces = [piece for one in parameters if one.dtype == dtype for piece in _pieces(one, size)]
+            self._groups += self._take(str(dtype).removeprefix("torch."), _grouped(pieces, size))
+        strange = next((one for one in parameters if one.dtype not in (torch.bfloat16, torch.float32)), None)
+        if strange is not None:
+            raise ContractError(f"weights are trained in bf16 or float32, not {strange.dtype}: cast them", "adapt")
+        self._rate, self._decay = learning_rate, weight_decay
+
+    def _take(self, precision: str, groups: list[list[Piece]]) -> Iterator[Group]:
+        """Make room for what is kept of all groups of a precision: a few large tensors, not many between others."""
+        pieces = [piece for group in groups for piece in group]
+        if not pieces:
+            return
+        zeros = partial(torch.zeros, device=pieces[0].values.device)
+        count, dtype = sum(piece.values.numel() for piece in pieces), pieces[0].values.dtype
+        kept = {"steps": zeros(len(pieces)), "first": zeros(count, dtype=dtype), "second": zeros(count)}
+        if dtype.itemsize == 2:
+            kept["low"] = zeros(count, dtype=torch.int16)
+        self._kept |= {f"{precision}.{name}": tensor for name, tensor in kept.items()}
+        piece, value = 0, 0
+        for group in groups:
+            pieces_end = piece + len(group)
+            end = value + sum(one.values.numel() for one in group)
+            low = kept["low"][value:end] if "low" in kept else None
+            yield Group(group, kept["steps"][piece:pieces_end], kept["first"][value:end], kept["second"][value:end], low)
+            piece, value = pieces_end, end
 
     def set_learning_rate(self, rate: float) -> None:
         """Set it for all weights."""
-        for optimiser in self._optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+        self._rate = rate
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """All that is kept from step to step: moments, step counts, master copies."""
-        yield from (tensor for _, tensor in self.named_tensors())
+        """All that is kept from step to step: moments, step counts, lower halves."""
+        yield from self._kept.values()
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All that is kept from step to step, by names that `load` knows."""
-        for name, piece, optimiser in self._named():
-            state = optimiser.state.get(piece.master, {})
-            yield from ((f"{name}.{key}", value) for key, value in state.items() if isinstance(value, Tensor))
-            if piece.copied:
-                yield f"{name}.master", piece.master.detach()
+        yield from self._kept.items()
 
-    def load(self, names: Set[str], read: Callable[[str], Tensor]) -> None:
-        """Take what `named_tensors` gave of an optimiser of the same weights.
+    def load(self, read: Callable[[str], Tensor]) -> None:
+        """Take what `named_tensors` gave of an optimiser of the same weights, which are as they were then.
 
         Args:
-            names: of the tensors that there are.
-            read: returns one of them.
+            read: returns one of the tensors.
         """
-        for name, piece, optimiser in self._named():
-            device = piece.values.device
-            if piece.copied:
-                piece.master.data.copy_(read(f"{name}.master"))
-            known = [key for key in _STATE if f"{name}.{key}" in names]
-            if known:
-                optimiser.state[piece.master] = {key: read(f"{name}.{key}").to(device) for key in known}
-
-    def _named(self) -> Iterator[tuple[str, Piece, torch.optim.Optimizer]]:
-        for number, (group, optimiser) in enumerate(zip(self._groups, self._optimisers, strict=True)):
-            yield from ((f"{number}.{index}", piece, optimiser) for index, piece in enumerate(group))
+        for name, tensor in self._kept.items():
+            tensor.copy_(read(name))
 
     def gradient_norm(self) -> Tensor:
         """Return the 2-norm of all gradients that lie here together, a float32 scalar."""
-        room = self._room()
-        gradients = (piece.gradient for group in self._groups for piece in group)
+        (room,) = self._rooms(1)
+        gradients = (piece.gradient for group in self._groups for piece in group.pieces)
         squares = [_square(one, room) for one in gradients if one is not None]
         return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=self._parameters[0].device)
 
-    def step(self, scale: float | Tensor = 1.0) -> None:
+    @torch.no_grad()
+    def step(self, scale: float = 1.0) -> None:
         """Move the weights by their gradients.
 
         Args:
             scale: what the gradients are multiplied by before.
         """
-        room = self._room()
-        for group, optimiser in zip(self._groups, self._optimisers, strict=True):
-            begin = 0
-            for piece in group:
-                gradient = piece.gradient
-                if gradient is not None and piece.copied:
-                    end = begin + gradient.numel()
-                    gradient, begin = room[begin:end].view_as(gradient).copy_(gradient), end
-                piece.master.grad = None if gradient is None else gradient.mul_(scale)
-            optimiser.step()
-            with torch.no_grad():
-                for piece in group:
-                    if piece.master is not piece.weight:
-                        piece.master.grad = None
-                    if piece.copied:
-                        piece.values.copy_(piece.master)
+        rooms = self._rooms(3)
+        for group in self._groups:
+            self._move(group, scale, *(room[: len(group.first)] for room in rooms))
 
-    def _room(self) -> Tensor:
-        """Return room for a group's gradients in float32: taken once a step, for fresh memory costs more than sums."""
-        sizes = [sum(piece.values.numel() for piece in group if piece.copied) for group in self._groups]
-        return torch.empty(max(sizes, default=0), device=self._parameters[0].device)
+    def _move(self, group: Group, scale: float, weights: Tensor, gradients: Tensor, first: Tensor) -> None:
+        """Move a group's weights, with room for as many in float32, three times."""
+        moved = [(index, piece.gradient) for index, piece in enumerate(group.pieces)]
+        given = {index: gradient for index, gradient in moved if gradient is not None}
+        if not given:
+            return
+        whole = [piece.values for piece in group.pieces]
+        torch._foreach_copy_(group.flat(weights), whole)
+        if group.low is not None:
+            weights.view(torch.int32).add_(gradients.view(torch.int32).copy_(group.low))
+        of_each = [group.flat(one) for one in (weights, gradients, first.copy_(group.first), group.second)]
+        of_given = [[each[index] for index in given] for each in of_each]
+        torch._foreach_copy_(of_given[1], list(given.values()))
+        if scale != 1.0:
+            gradients.mul_(scale)
+        adamw(
+            *of_given,
+            [],
+            [group.steps[index] for index in given],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._rate,
+            weight_decay=self._decay,
+            eps=1e-8,
+            maximize=False,
+        )
+        group.first.copy_(first)
+        torch._foreach_copy_(whole, group.flat(weights))
+        if group.low is not None:
+            torch._foreach_copy_(group.flat(gradients), whole)
+            # The difference of two neighbours' bits; half-way between two bf16 numbers it may be one too many.
+            difference = weights.view(torch.int32).sub_(gradients.view(torch.int32))
+            group.low.copy_(difference.clamp_(max=_LARGEST))
+
+    def _rooms(self, count: int) -> list[Tensor]:
+        """Return room for a group in float32: taken once a step, for fresh memory costs more than sums."""
+        size = max((len(group.first) for group in self._groups), default=0)
+        return [torch.empty(size, device=self._parameters[0].device) for _ in range(count)]
 
     def zero_grad(self) -> None:
         """Let the gradients go."""
@@ -158,16 +211,14 @@ def _square(gradient: Tensor, room: Tensor) -> Tensor:
 
 def _pieces(weight: torch.nn.Parameter, size: int) -> Iterator[Piece]:
     """Cut a weight into pieces of at most so many values, if it has more."""
-    whole, half = held(weight.detach()), weight.dtype.itemsize < 4
+    whole = held(weight.detach())
     if not whole.numel():  # all of it lies on other ranks
         return
     if whole.numel() <= size:
-        wide = whole.float() if half else whole
-        yield Piece(weight, 0, whole, torch.nn.Parameter(wide) if half or is_shard(weight) else weight)
+        yield Piece(weight, 0, whole)
         return
     for begin in range(0, whole.numel(), size):
-        values = whole.view(-1)[begin : begin + size]
-        yield Piece(weight, begin, values, torch.nn.Parameter(values.float() if half else values))
+        yield Piece(weight, begin, whole.view(-1)[begin : begin + size])
 
 
 def _grouped(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
