@@ -33,6 +33,7 @@ from ftbench.models.inturn import InTurn
 from ftbench.models.loading import prepare
 from ftbench.models.packing import Block, pack
 from ftbench.models.tiled import Tiled, tiles_of
+from ftbench.models.vocabulary import InPlace
 from ftbench.training.encoding import TokenSequence
 from ftbench.training.logprobs import sequence_logprobs
 from ftbench.training.row import lay_out, rounded
@@ -206,9 +207,8 @@ def test_in_half_precision_attention_is_as_near_as_it_is(window: int | None) -> 
         output.backward(grad.to(dtype))
         return [output, *(one.grad for one in given if one.grad is not None)]
 
-    half = run(
-        torch.bfloat16, lambda q, k, v: packed_attention(module, q, k, v, None, packing=packing, sliding_window=window)[0]
-    )
+    asked: dict[str, Any] = {"packing": packing, "sliding_window": window}
+    half = run(torch.bfloat16, lambda q, k, v: packed_attention(module, q, k, v, None, **asked)[0])
     seen = seen_by(blocks, window)
     exact = run(torch.float64, lambda q, k, v: by_definition(q, k, v, seen, None))
     assert len(half) == len(exact) == 4
@@ -227,7 +227,7 @@ def test_scores_have_the_gradients_of_their_definition(chunk: int, wide: int, fr
     targets = torch.randint(0, 11, (7,))
 
     def found(*tensors: Tensor | None) -> Tensor:
-        return TokenLogProbs.apply(*tensors, targets, chunk, wide)  # type: ignore[no-any-return,no-untyped-call]
+        return TokenLogProbs.apply(*tensors, targets, chunk, wide, InPlace())  # type: ignore[no-any-return,no-untyped-call]
 
     expected = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(found(hidden, weight, bias), expected, rtol=1e-12, atol=1e-12)
@@ -243,7 +243,7 @@ def test_in_half_precision_the_scores_gradients_are_as_near_as_it_is(frozen: boo
 
     def gradients(dtype: torch.dtype) -> list[Tensor]:
         tensors = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(not frozen)]
-        scores: Tensor = TokenLogProbs.apply(*tensors, None, targets, 20, 3)  # type: ignore[no-untyped-call]
+        scores: Tensor = TokenLogProbs.apply(*tensors, None, targets, 20, 3, InPlace())  # type: ignore[no-untyped-call]
         assert scores.dtype == torch.float32
         (scores * weigh).sum().backward()
         return [tensor.grad.float() for tensor in tensors if tensor.grad is not None]

@@ -137,7 +137,8 @@ def test_the_peak_is_that_of_the_heaviest_rows_as_they_are_laid_out(
     monkeypatch.setattr(REGISTRY.find("orpo"), "packed", packed)
     cut = Cut(1, False)
     predicted, measured = predict(tiny_llama, "orpo", plan, cut)[0], train_for_real(tiny_llama, "orpo", plan, cut)
-    assert predicted.peak.total == pytest.approx(measured.total, rel=0.05)
+    # Slabs that rows of another shape have left do not fit as exactly.
+    assert predicted.peak.total == pytest.approx(measured.total, rel=0.05 if packed else 0.07)
 
 
 def test_every_way_to_be_heavy_is_looked_at() -> None:
@@ -260,21 +261,26 @@ def test_the_effective_batch_is_never_what_gives_way(deep_llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "highest_at", "asked"),
-    [((16,) * 2, "train: update", [1]), ((500,) * 2, "train: backward, last layer", [1, 3])],
+    ("name", "options", "lengths", "asked"),
+    [("lora", {"rank": 1}, (16,) * 2, [1]), ("full", {}, (500,) * 2, [1, 3])],  # loading takes most, training does
 )
 def test_where_no_cut_could_take_less_no_other_is_tried(
-    lengths: tuple[int, ...], highest_at: str, asked: list[int], deep_llama: Path, probed: list[tuple[Cut, ...]]
+    name: str,
+    options: dict[str, Any],
+    lengths: tuple[int, ...],
+    asked: list[int],
+    deep_llama: Path,
+    probed: list[tuple[Cut, ...]],
 ) -> None:
-    recipe = Recipe(algorithm="full", effective_batch_size=2, memory_budget=10**6)
+    recipe = Recipe(algorithm=name, effective_batch_size=2, memory_budget=10**5)
     question = Question(load_config(deep_llama), make_plan(lengths, pairs=False), CPU, "bf16")
-    plan = plan_memory(recipe, REGISTRY.make("full", {}), question, "cpu")
-    assert (plan.moment, plan.fits, [len(cuts) for cuts in probed]) == (highest_at, False, asked)
+    plan = plan_memory(recipe, REGISTRY.make(name, options), question, "cpu")
+    assert (plan.fits, [len(cuts) for cuts in probed]) == (False, asked)
     every = ways_to_cut(question.plan, recipe.micro_batch_tokens)
     assert sum(asked) in (1, len(every))
     if len(every) > sum(asked):  # those that were left out would indeed have taken no less
-        others = forecast(question, REGISTRY.make("full", {}), every)
-        assert plan.predicted_bytes == min(each.peak.total for each in others)
+        others = forecast(question, REGISTRY.make(name, options), every)
+        assert plan.needed_bytes == budget_for(min(each.need for each in others), "cpu", "bf16")
 
 
 def test_a_model_that_cannot_checkpoint_is_planned_without(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +321,7 @@ def test_a_card_that_is_not_here_is_planned_for_in_its_own_pieces(
 
     def look(self: MasterAdamW, parameters: list[torch.nn.Parameter], *rest: float) -> None:
         plain(self, parameters, *rest)
-        made.append(max(len(group) for group in self._groups))
+        made.append(max(len(group.pieces) for group in self._groups))
 
     monkeypatch.setattr(MasterAdamW, "__init__", look)
     monkeypatch.setattr(optimiser, "PIECE", {"cpu": 2**10, "cuda": 2**26})
@@ -376,9 +382,9 @@ finally:
     full, lora = json.loads(done.stdout)
     weights = 8_030_261_248 * 2  # bf16
     assert full["plan"]["predicted_parts"]["parameters"] == weights
-    assert full["plan"]["predicted_parts"]["optimiser"] == pytest.approx(6 * weights, rel=1e-6)  # masters, moments
+    assert full["plan"]["predicted_parts"]["optimiser"] == pytest.approx(4 * weights, rel=1e-6)  # lower halves, moments
     assert not full["plan"]["fits"]
-    assert full["plan"]["needed_bytes"] > 8 * weights
+    assert full["plan"]["needed_bytes"] > 6 * weights
     assert lora["plan"]["fits"]
     assert lora["plan"]["predicted_bytes"] > weights
     assert int(done.stderr.split()[-1]) < 2**20  # KiB

@@ -50,10 +50,15 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
-        trim(0)
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def trim_heap() -> None:
+    """Have C's allocator give blocks that are free back to the system, where it can."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)
 
 
 def in_halves(rows: Sequence[Row], work: Callable[[Sequence[Row]], list[Found]], doing: str) -> list[Found]:

@@ -11,8 +11,9 @@ Peaks = Mapping[str, Parts]
 
 LOAD = "load"
 """The moment before training that its peak does not count, and a budget must hold."""
-ADAPT, UPDATE = "adapt", "update"
-"""Moments whose peak is the same however a step is cut."""
+ADAPT = "adapt"
+"""The moment whose peak is the same however a step is cut."""
+UPDATE = "update"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Forecast:
     @property
     def least(self) -> bool:
         """Whether no other cut could take less."""
-        return self.load >= self.peak.total or self.moment == ADAPT or self.moment.endswith(f": {UPDATE}")
+        return self.load >= self.peak.total or self.moment == ADAPT
 
 
 def extrapolate(shallow: tuple[int, Peaks], deep: tuple[int, Peaks], layers: int) -> dict[str, Parts]:

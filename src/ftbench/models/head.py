@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor  # which torch itself has i
 
 from ftbench.memory.standin import kind_of
 from ftbench.models.precision import wide_dtype
+from ftbench.models.vocabulary import InPlace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +36,14 @@ class TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, wide: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk: int,
+        wide: int,
+        in_place: InPlace,
     ) -> Tensor:
         """Score.
 
@@ -47,6 +55,7 @@ class TokenLogProbs(torch.autograd.Function):
             targets: `[tokens]`.
             chunk: tokens whose logits exist at a time.
             wide: tokens whose logits are in float32 at a time.
+            in_place: whether the gradient by the weights is added to what there is of it.
         """
         by_hidden, by_weight, by_bias, *_ = ctx.needs_input_grad
         ahead = torch.empty_like(hidden) if by_hidden and not (by_weight or by_bias) else None
@@ -59,7 +68,8 @@ class TokenLogProbs(torch.autograd.Function):
                 _turn_into_errors(logits, norms[rows], targets[rows], torch.ones_like(norms[rows]), wide)
                 torch.mm(logits, weight, out=ahead[rows])
         ctx.save_for_backward(ahead, hidden if ahead is None else None, weight, bias, targets, norms)
-        ctx.sizes = chunk, wide
+        ctx.asked = chunk, wide, in_place
+        ctx.parameter = weight  # what autograd gives back in the backward pass is another tensor
         return scores
 
     @staticmethod
@@ -67,20 +77,25 @@ class TokenLogProbs(torch.autograd.Function):
         """Return the gradients by hidden, weight and bias, as far as they are asked for."""
         ahead, hidden, weight, bias, targets, norms = ctx.saved_tensors
         if ahead is not None:
-            return (ahead * grads[0][:, None].to(ahead.dtype), *[None] * 5)
-        chunk, wide = ctx.sizes
+            return (ahead * grads[0][:, None].to(ahead.dtype), *[None] * 6)
+        chunk, wide, in_place = ctx.asked
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        by_weight = None
+        added = ctx.needs_input_grad[1] and in_place.takes(ctx.parameter)
+        by_weight = ctx.parameter.grad if added else None
         by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
         for rows, errors in _chunks(hidden, weight, bias, chunk):
             _turn_into_errors(errors, norms[rows], targets[rows], grads[0][rows], wide)
             if by_hidden is not None:
                 torch.mm(errors, weight, out=by_hidden[rows])
-            if ctx.needs_input_grad[1]:  # zeros to begin with would be a pass over all weights
-                by_weight = (errors.T @ hidden[rows]) if by_weight is None else by_weight.addmm_(errors.T, hidden[rows])
             if by_bias is not None:
                 by_bias += errors.sum(0)
-        return by_hidden, by_weight, by_bias, None, None, None
+            if by_weight is not None:
+                by_weight.addmm_(errors.T, hidden[rows])
+            elif ctx.needs_input_grad[1]:  # zeros to begin with would be a pass over all weights
+                by_weight = errors.T @ hidden[rows]
+                if added:
+                    in_place.put(ctx.parameter, by_weight)
+        return by_hidden, None if added else by_weight, by_bias, None, None, None, None
 
 
 def _starts(rows: Tensor, size: int) -> Sequence[int]:
@@ -137,6 +152,7 @@ class ScoringHead(torch.nn.Linear):
     """
 
     targets: Tensor | None = None
+    in_place: InPlace
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits `[batch, tokens, vocabulary]`; within `scoring` log-probabilities, float32, `[1, tokens]`."""
@@ -146,7 +162,8 @@ class ScoringHead(torch.nn.Linear):
             max(1, sizes.get(kind_of(hidden.device), sizes["cpu"]) // (4 * len(self.weight)))
             for sizes in (CHUNK_BYTES, WIDE_BYTES)
         )
-        scores = TokenLogProbs.apply(hidden[0], self.weight, self.bias, self.targets, chunk, wide)  # type: ignore[no-untyped-call]
+        asked = self.targets, chunk, wide, self.in_place
+        scores = TokenLogProbs.apply(hidden[0], self.weight, self.bias, *asked)  # type: ignore[no-untyped-call]
         return scores[None]  # type: ignore[no-any-return]
 
     @contextmanager
@@ -168,6 +185,7 @@ def use_scoring_head(model: "PreTrainedModel") -> None:
     if type(head) is not torch.nn.Linear:
         return
     head.__class__ = ScoringHead
+    head.in_place = InPlace()  # type: ignore[assignment]
     seen: list[Tensor] = []
     watch = head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:

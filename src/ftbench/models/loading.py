@@ -144,10 +144,12 @@ def prepare(model: "PreTrainedModel") -> "PreTrainedModel":
     from ftbench.models.attention import use_packed_attention
     from ftbench.models.head import use_scoring_head
     from ftbench.models.layers import use_own_layers
+    from ftbench.models.vocabulary import use_token_embedding
 
     use_packed_attention(model)
     use_scoring_head(model)
     use_own_layers(model)
+    use_token_embedding(model)
     return model
 
 

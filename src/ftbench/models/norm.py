@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftbench.models.again import can_be_computed_again
 from ftbench.models.precision import wide_dtype
+from ftbench.models.saved import can_be_computed_again
 
 BLOCK = 2**17
 """Values that are in float32 at a time (512 KiB)."""
@@ -82,6 +82,10 @@ def _blocks(flat: Tensor) -> Iterator[slice]:
     return (slice(begin, begin + size) for begin in range(0, len(flat), size))
 
 
+def _kernel(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+
 class RMSNorm(torch.nn.Module):
     """A model's normalisation, with the same parameters."""
 
@@ -90,9 +94,12 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `[..., dim]`."""
-        fixed, weight = x.detach(), self.weight.detach()
         if x.device.type == "cuda":
-            kernel = partial(torch.nn.functional.rms_norm, normalized_shape=weight.shape, eps=self.variance_epsilon)
-            return can_be_computed_again(kernel(x, weight=self.weight), partial(kernel, fixed, weight=weight))
+            kernel = partial(
+                torch.nn.functional.rms_norm, normalized_shape=self.weight.shape, eps=self.variance_epsilon
+            )
+            return can_be_computed_again(
+                kernel(x, weight=self.weight), lambda x, w: kernel(x, weight=w), x, self.weight
+            )
         found, scale = Normalise.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
-        return can_be_computed_again(found, partial(rescaled, fixed, weight, scale))
+        return can_be_computed_again(found, rescaled, x, self.weight, scale)

@@ -105,13 +105,31 @@ def _epochs(examples: Sequence[EncodedExample], order: random.Random) -> Iterato
 
 
 def cut(examples: Sequence[EncodedExample], micro_batch_tokens: int) -> list[MicroBatch]:
-    """Cut into micro-batches of at most `micro_batch_tokens`, in order; a longer example is one of its own."""
+    """Cut into micro-batches of at most `micro_batch_tokens`, in order; a longer example is one of its own.
+
+    They are as few as there can be, and of as many the heaviest is as light as there can be: it says what memory a step
+    takes.
+    """
+    batches = _filled(examples, micro_batch_tokens)
+    low, high = max((example.tokens for example in examples), default=0), micro_batch_tokens
+    while low < high:
+        middle = (low + high) // 2
+        lighter = _filled(examples, middle)
+        if len(lighter) > len(batches):
+            low = middle + 1
+        else:
+            batches, high = lighter, middle
+    return batches
+
+
+def _filled(examples: Sequence[EncodedExample], size: int) -> list[MicroBatch]:
+    """Fill micro-batches in turn, each up to a size in tokens."""
     batches: list[list[EncodedExample]] = []
-    size = 0
+    room = 0
     for example in examples:
-        if not batches or size + example.tokens > micro_batch_tokens:
+        if not batches or example.tokens > room:
             batches.append([])
-            size = 0
+            room = size
         batches[-1].append(example)
-        size += example.tokens
+        room -= example.tokens
     return [tuple(batch) for batch in batches]

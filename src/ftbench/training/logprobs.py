@@ -98,12 +98,9 @@ def completion_logprobs(
     """
     import torch
 
-    from ftbench.models.again import computing_again
-
     sequences = [example.chosen for example in batch]
     rejected = [example.rejected for example in batch if example.rejected is not None]
-    with computing_again():
-        sums = sequence_logprobs(model, [*sequences, *rejected], packed=packed)
+    sums = sequence_logprobs(model, [*sequences, *rejected], packed=packed)
     lengths = torch.tensor([s.completion_length for s in [*sequences, *rejected]], device=sums.device)
     known = [example.reference for example in batch if example.reference is not None]
     reference = torch.tensor(known, device=sums.device).T if known else (None, None)  # [2, prompts]

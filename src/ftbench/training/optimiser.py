@@ -52,7 +52,7 @@ class Group:
     steps: Tensor
     first: Tensor
     second: Tensor
-    low: Tensor | None
+    low: Tensor | None = None
 
     def flat(self, kept: Tensor) -> list[Tensor]:
         """Cut what is kept for all into what belongs to each piece, in its shape."""
@@ -100,11 +100,11 @@ class MasterAdamW:
         self._kept |= {f"{precision}.{name}": tensor for name, tensor in kept.items()}
         piece, value = 0, 0
         for group in groups:
-            pieces_end = piece + len(group)
             end = value + sum(one.values.numel() for one in group)
-            low = kept["low"][value:end] if "low" in kept else None
-            yield Group(group, kept["steps"][piece:pieces_end], kept["first"][value:end], kept["second"][value:end], low)
-            piece, value = pieces_end, end
+            of_pieces, of_values = slice(piece, piece + len(group)), slice(value, end)
+            cut = {name: tensor[of_pieces if name == "steps" else of_values] for name, tensor in kept.items()}
+            yield Group(group, **cut)
+            piece, value = of_pieces.stop, end
 
     def set_learning_rate(self, rate: float) -> None:
         """Set it for all weights."""
@@ -156,13 +156,17 @@ class MasterAdamW:
         torch._foreach_copy_(group.flat(weights), whole)
         if group.low is not None:
             weights.view(torch.int32).add_(gradients.view(torch.int32).copy_(group.low))
-        of_each = [group.flat(one) for one in (weights, gradients, first.copy_(group.first), group.second)]
-        of_given = [[each[index] for index in given] for each in of_each]
-        torch._foreach_copy_(of_given[1], list(given.values()))
+        first.copy_(group.first)
+        of_each = [group.flat(one) for one in (weights, gradients, first, group.second)]
+        moving, errors, firsts, seconds = ([each[index] for index in given] for each in of_each)
+        torch._foreach_copy_(errors, list(given.values()))
         if scale != 1.0:
             gradients.mul_(scale)
         adamw(
-            *of_given,
+            moving,
+            errors,
+            firsts,
+            seconds,
             [],
             [group.steps[index] for index in given],
             fused=True,

@@ -43,6 +43,7 @@ class Probe(Training):
         self, loss: Loss, learning_rate: float | None = None, after_step: Callable[[int], None] | None = None
     ) -> Spent:
         """Probe the heaviest micro-batches of the stage."""
+        from ftbench.models.shelf import Shelf
         from ftbench.training.optimiser import MasterAdamW
 
         parameters = trainable(self.model)
@@ -54,15 +55,17 @@ class Probe(Training):
             batches, accumulation = heaviest(self.plan, way.micro_batch_tokens, self.ranks.count, padded=self._padded)
             step = Step(tuple(example for batch in batches for example in batch))
             self.accumulation[way] = max(accumulation, self.accumulation.get(way, 0))
-            ledger = Ledger(vocabulary(self.model))
+            ledger, shelf = Ledger(vocabulary(self.model)), Shelf()
             with counted(ledger, self.model, optimiser.tensors), _layers(self.model, ledger):
                 # A micro-batch that is a whole step finds no gradients; of several, each does but the first.
                 together = [[*batches, batches[0]]] if accumulation > 1 else [[batch] for batch in batches]
                 for some in together:
                     optimiser.zero_grad()
-                    accumulate(self.model, step, some, loss, packed=self.packed, moment=ledger.moment)
+                    accumulate(self.model, step, some, loss, packed=self.packed, moment=ledger.moment, shelf=shelf)
             optimiser.zero_grad()
-            self._keep(way, {**ledger.peaks, UPDATE: updated})
+            # What activations were kept in is still there.
+            beside = replace(updated, activations=updated.activations + shelf.nbytes)
+            self._keep(way, {**ledger.peaks, UPDATE: beside})
         self.model.eval()
         return Spent(sum(step.tokens for step in self.plan.steps), 0.0)
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from ftbench.errors import ContractError
 from ftbench.training.batching import MicroBatch, Step
 from ftbench.training.logprobs import CompletionLogProbs, completion_logprobs
+from ftbench.training.sharding import is_shard
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from ftbench.models.shelf import Shelf
 
 Loss = Callable[[CompletionLogProbs], "Tensor"]
 
@@ -32,25 +35,41 @@ def accumulate(
     *,
     packed: bool,
     moment: Moment = unwatched,
+    shelf: "Shelf | None" = None,
 ) -> "Tensor":
     """Add the gradients of the step's loss to the model's, and return the loss: a scalar, float64, without its graph.
 
-    Nothing here waits for a value, so that it works on fake tensors too. An empty micro-batch is a pass whose loss
-    counts nothing, by a rank that has no example left: the others need its share of the weights.
+    Nothing here waits for a value, so that it works on fake tensors too.
+
+    Args:
+        model: in training mode.
+        step: whose examples they are.
+        micro_batches: an empty one is a pass whose loss counts nothing, by a rank that has no example left: the others
+            need its share of the weights.
+        loss: see `Training.run`.
+        packed: see `completion_logprobs`.
+        moment: opens the moments of each micro-batch.
+        shelf: where activations are kept, of several steps in turn.
 
     Raises:
         ContractError: the loss is no scalar tensor, or hangs on nothing that is trained.
     """
     import torch
 
+    from ftbench.models.saved import keeping_little
+    from ftbench.models.shelf import Shelf
+    from ftbench.models.vocabulary import adding_in_place
+
+    shelf = shelf or Shelf()
+    sharded = any(map(is_shard, model.parameters()))
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     for batch in micro_batches:
-        with moment("forward"):
+        with moment("forward"), keeping_little(shelf):
             found = completion_logprobs(model, batch or [step.lightest], step, packed=packed)
             value = _scalar(loss(found), loss)
             if not batch:
                 value = value * 0.0
-        with moment("backward"):
+        with moment("backward"), nullcontext() if sharded else adding_in_place(model):
             value.backward()
         total += value.detach()
     return total

@@ -23,6 +23,7 @@ from ftbench.training.watch import StepWatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ftbench.models.shelf import Shelf
     from ftbench.training.optimiser import MasterAdamW
 
 
@@ -178,6 +179,7 @@ class Training:
             FtbenchError: the loss is no longer finite.
             ContractError: nothing is trainable, or the loss is no scalar that hangs on it.
         """
+        from ftbench.models.shelf import Shelf
         from ftbench.training.optimiser import MasterAdamW, clip
 
         parameters = trainable(self.model)
@@ -188,7 +190,7 @@ class Training:
         if done is not None:
             return Spent(done.tokens, done.seconds)
         highest = self.settings.learning_rate if learning_rate is None else learning_rate
-        optimiser = MasterAdamW(parameters, highest, self.settings.weight_decay)
+        optimiser, shelf = MasterAdamW(parameters, highest, self.settings.weight_decay), Shelf()
         self.model.train()
         cuts = [self._cut(step) for step in self.plan.steps]
         padded = is_padded(self.model, packed=self.packed)
@@ -204,7 +206,7 @@ class Training:
             rate = highest * self.rate(index, seconds)
             optimiser.set_learning_rate(rate)
             with self.watch.step(self.stage, index, self.model, optimiser.tensors) as moment:
-                total, norm = self._gradients(index, loss, optimiser, moment)
+                total, norm = self._gradients(index, loss, optimiser, shelf, moment)
                 self._check(index, total, norm)  # before a weight changes
                 self.idle.look(self.model)
                 with moment("update"):
@@ -221,14 +223,16 @@ class Training:
         self.keeper.leave(Done(tokens=spent.tokens, seconds=spent.seconds))
         return spent
 
-    def _gradients(self, index: int, loss: Loss, optimiser: "MasterAdamW", moment: Moment) -> tuple[float, float]:
+    def _gradients(
+        self, index: int, loss: Loss, optimiser: "MasterAdamW", shelf: "Shelf", moment: Moment
+    ) -> tuple[float, float]:
         """Fill in the gradients of a step, in smaller pieces if memory runs out; return the loss and their norm."""
         step = self.plan.steps[index]
         while True:
             batches = self._cut(step)
             set_checkpointing(self.model, self.fit.checkpointing)
             try:
-                total = accumulate(self.model, step, batches, loss, packed=self.packed, moment=moment)
+                total = accumulate(self.model, step, batches, loss, packed=self.packed, moment=moment, shelf=shelf)
                 return self.ranks.total(total).item(), self.ranks.norm(optimiser.gradient_norm()).item()
             except Exception as error:
                 sizes = [(len(batch), batch_tokens(batch)) for batch in batches]
@@ -238,6 +242,7 @@ class Training:
                     raise
             # Not in the handler: until it ends, the error holds the frames, and these the tensors.
             self.model.zero_grad()
+            shelf.clear()
             free_memory()
 
     def _cut(self, step: Step) -> list[MicroBatch]:

@@ -95,6 +95,8 @@ def worth_counting(steps: Sequence[Sequence[MicroBatch]], *, limited: bool, padd
 @contextmanager
 def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Tensor]") -> Iterator[None]:
     """Open the ledger with what the model holds and the optimiser keeps; tell it what is a gradient as they come."""
+    from ftbench.models.vocabulary import switches
+
     parameters = list(model.parameters())
     gathered = gathered_weights(model)
     ledger.claim("parameters", parameters)
@@ -110,12 +112,17 @@ def counted(ledger: "Ledger", model: "PreTrainedModel", kept: "Iterable[torch.Te
         for parameter in [*parameters, *gathered]
         if parameter.requires_grad
     ]
+    added = switches(model)
+    for one in added:
+        one.told = claim_gradient
     try:
         with ledger:
             yield
     finally:
         for hook in hooks:
             hook.remove()
+        for one in added:
+            one.told = None
 
 
 def vocabulary(model: "PreTrainedModel") -> int | None:
