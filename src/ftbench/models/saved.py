@@ -19,8 +19,6 @@ from ftbench.models.shelf import Lease, Shelf
 
 _AGAIN = "_ftbench_again"
 """Under which a tensor holds how it is computed again."""
-_LEASE = "_ftbench_lease"
-"""Under which a tensor holds the lease of the memory that it stands in."""
 
 _SMALL_BYTES = 2**10
 """What is smaller stays where it is."""
@@ -58,14 +56,6 @@ def keeping_little(shelf: Shelf) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Copied:
-    """Stands for a tensor that was copied."""
-
-    copy: Tensor
-    lease: Lease
-
-
-@dataclass(frozen=True)
 class _Left:
     """Stands for a tensor that is computed again from what is kept of others."""
 
@@ -80,7 +70,7 @@ class _Saved:
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self._known: dict[tuple[Any, ...], tuple[ref[Tensor], int, _Copied]] = {}
+        self._known: dict[tuple[Any, ...], tuple[ref[Tensor], int, Tensor]] = {}
         self._last: tuple[Any, Tensor | None] = (None, None)
 
     def pack(self, tensor: Tensor) -> Any:
@@ -96,18 +86,14 @@ class _Saved:
         known = self._known.get(place)
         if known is not None and known[0]() is whole and known[1] == tensor._version:
             return known[2]
-        kept = _Copied(self._lease.copy(tensor.detach()), self._lease)
-        self._known[place] = ref(whole), tensor._version, kept
-        return kept
+        copy = self._lease.copy(tensor.detach())
+        self._known[place] = ref(whole), tensor._version, copy
+        return copy
 
     def unpack(self, kept: Any) -> Tensor:
         """Return the tensor. Several layers that were given the same ask for it in turn: the last is held."""
         if isinstance(kept, Tensor):
             return kept
-        if isinstance(kept, _Copied):
-            found = kept.copy.detach()  # of its own, so that the lease is held as long as this is
-            setattr(found, _LEASE, kept.lease)
-            return found
         if self._last[0] is not kept.mark:
             self._last = None, None  # the one before goes first
             self._last = kept.mark, kept.compute(*map(self.unpack, kept.given))
@@ -124,7 +110,7 @@ def _can_be_copied(tensor: Tensor, whole: Tensor) -> bool:
     """Whether a tensor is an activation of some size on the CPU, and has no gaps."""
     if isinstance(whole, torch.nn.Parameter) or type(tensor) not in (Tensor, FakeTensor):
         return False
-    if tensor.device.type != "cpu" or tensor.nbytes < _SMALL_BYTES:
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.nbytes < _SMALL_BYTES:
         return False
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return reach == tensor.numel()

@@ -6,7 +6,6 @@ memory was such holes. What is kept stands apart here, and now and then the hole
 """
 
 from dataclasses import dataclass, field
-from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -27,57 +26,59 @@ _ALIGNED = 64
 
 
 class Shelf:
-    """Slabs of memory that one forward pass after the other fills."""
+    """Slabs of memory that one forward pass after the other fills. One that nothing stands in any more is free."""
 
     def __init__(self) -> None:
-        self._free: list[Tensor] = []
+        self._slabs: list[Tensor] = []
 
     def lend(self) -> "Lease":
-        """Return room for one forward pass. It comes back when nothing refers to what was put there any more."""
-        lease = Lease(self)
-        finalize(lease, _give_back, self._free, lease.slabs)
-        return lease
+        """Return room for one forward pass."""
+        return Lease(self)
 
     def slab(self, size: int, wanted: int) -> Tensor:
-        """Return a slab of at least so many bytes: the smallest that there is, or a new one, of as many as wanted."""
-        fitting = [index for index, slab in enumerate(self._free) if len(slab) >= size]
+        """Return a slab of at least so many bytes: the smallest that is free, or a new one, of as many as wanted."""
+        highest = size * 17 // 16  # a slab that is not shared is for a tensor of its size
+        free = [slab for slab in self._slabs if _is_free(slab)]
+        fitting = [slab for slab in free if size <= len(slab) and (len(slab) <= highest or len(slab) >= _WORTH_BYTES)]
         if fitting:
-            return self._free.pop(min(fitting, key=lambda index: len(self._free[index])))
-        self._free.clear()  # of smaller passes: kept beside larger ones they would add up
-        return torch.empty(max(size, wanted), dtype=torch.uint8)
+            return min(fitting, key=len)
+        self.clear()  # kept of smaller passes beside larger ones they would add up
+        self._slabs.append(torch.empty(max(size, wanted), dtype=torch.uint8))
+        return self._slabs[-1]
 
     @property
     def nbytes(self) -> int:
-        """What is there for the next pass, bytes."""
-        return sum(slab.nbytes for slab in self._free)
+        """What is there, bytes."""
+        return sum(slab.nbytes for slab in self._slabs)
 
     def clear(self) -> None:
-        """Let go of what nobody uses."""
-        self._free.clear()
+        """Let go of what is free."""
+        self._slabs = [slab for slab in self._slabs if not _is_free(slab)]
+
+
+def _is_free(slab: Tensor) -> bool:
+    """Whether nothing refers to a slab's memory but the slab itself, and what is made here to ask for that."""
+    return bool(torch._C._storage_Use_Count(slab.untyped_storage()._cdata) == 2)
 
 
 @dataclass
 class Slab:
-    """Memory, and how many bytes of it are taken."""
+    """A slab's memory, which is not free as long as this lives, and how many bytes of it are taken."""
 
     memory: Tensor
     taken: int = 0
 
 
-def _give_back(free: list[Tensor], slabs: list[Slab]) -> None:
-    free.extend(slab.memory for slab in slabs)
-
-
 @dataclass(eq=False)
 class Lease:
-    """Slabs that one forward pass has filled so far."""
+    """Slabs that one forward pass has filled so far, and with how many bytes."""
 
     shelf: Shelf
     slabs: list[Slab] = field(default_factory=list)
     filled: int = 0
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """Return a copy that stands in a slab, as long as the lease is held.
+        """Return a copy that stands in a slab.
 
         Args:
             tensor: on the CPU, without gaps between its values.
@@ -87,7 +88,8 @@ class Lease:
         slab = next((one for one in self.slabs if one.taken + size <= len(one.memory)), None)
         if slab is None:
             wanted = min(SLAB_BYTES, self.filled // _SHARE)
-            slab = Slab(self.shelf.slab(size, size if fake or wanted < _WORTH_BYTES else wanted))
+            memory = self.shelf.slab(size, size if fake or wanted < _WORTH_BYTES else wanted)
+            slab = Slab(memory.view(-1))
             self.slabs.append(slab)
         place = slab.memory[slab.taken : slab.taken + tensor.nbytes].view(tensor.dtype)
         slab.taken += size

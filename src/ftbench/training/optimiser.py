@@ -22,11 +22,17 @@ _LARGEST = 2**15 - 1
 
 @dataclass(frozen=True)
 class Piece:
-    """A weight, what of it lies here, or some of it, flat."""
+    """A weight, what of it lies here, or some of it, flat: `size` values from `begin` on."""
 
     weight: torch.nn.Parameter
     begin: int
-    values: Tensor
+    size: int
+
+    @property
+    def values(self) -> Tensor:
+        """The values, as they are now: a model may be given others in their place."""
+        whole = held(self.weight.detach())
+        return whole if whole.numel() == self.size else whole.view(-1)[self.begin : self.begin + self.size]
 
     @property
     def gradient(self) -> Tensor | None:
@@ -34,9 +40,7 @@ class Piece:
         if self.weight.grad is None:
             return None
         whole = held(self.weight.grad)
-        if whole.shape == self.values.shape:
-            return whole
-        return whole.reshape(-1)[self.begin : self.begin + len(self.values)]
+        return whole if whole.numel() == self.size else whole.reshape(-1)[self.begin : self.begin + self.size]
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ class Group:
     second: Tensor
     low: Tensor | None = None
 
-    def flat(self, kept: Tensor) -> list[Tensor]:
-        """Cut what is kept for all into what belongs to each piece, in its shape."""
-        parts = kept[: len(self.first)].split([piece.values.numel() for piece in self.pieces])
-        return [part.view(piece.values.shape) for part, piece in zip(parts, self.pieces, strict=True)]
+    def cut(self, kept: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Cut what is kept for all into what belongs to each piece, in the shape of `like`."""
+        parts = kept[: len(self.first)].split([piece.size for piece in self.pieces])
+        return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]
 
 
 class MasterAdamW:
@@ -93,14 +97,14 @@ class MasterAdamW:
         if not pieces:
             return
         zeros = partial(torch.zeros, device=pieces[0].values.device)
-        count, dtype = sum(piece.values.numel() for piece in pieces), pieces[0].values.dtype
+        count, dtype = sum(piece.size for piece in pieces), pieces[0].values.dtype
         kept = {"steps": zeros(len(pieces)), "first": zeros(count, dtype=dtype), "second": zeros(count)}
         if dtype.itemsize == 2:
             kept["low"] = zeros(count, dtype=torch.int16)
         self._kept |= {f"{precision}.{name}": tensor for name, tensor in kept.items()}
         piece, value = 0, 0
         for group in groups:
-            end = value + sum(one.values.numel() for one in group)
+            end = value + sum(one.size for one in group)
             of_pieces, of_values = slice(piece, piece + len(group)), slice(value, end)
             cut = {name: tensor[of_pieces if name == "steps" else of_values] for name, tensor in kept.items()}
             yield Group(group, **cut)
@@ -153,11 +157,11 @@ class MasterAdamW:
         if not given:
             return
         whole = [piece.values for piece in group.pieces]
-        torch._foreach_copy_(group.flat(weights), whole)
+        torch._foreach_copy_(group.cut(weights, whole), whole)
         if group.low is not None:
             weights.view(torch.int32).add_(gradients.view(torch.int32).copy_(group.low))
         first.copy_(group.first)
-        of_each = [group.flat(one) for one in (weights, gradients, first, group.second)]
+        of_each = [group.cut(one, whole) for one in (weights, gradients, first, group.second)]
         moving, errors, firsts, seconds = ([each[index] for index in given] for each in of_each)
         torch._foreach_copy_(errors, list(given.values()))
         if scale != 1.0:
@@ -179,9 +183,9 @@ class MasterAdamW:
             maximize=False,
         )
         group.first.copy_(first)
-        torch._foreach_copy_(whole, group.flat(weights))
+        torch._foreach_copy_(whole, group.cut(weights, whole))
         if group.low is not None:
-            torch._foreach_copy_(group.flat(gradients), whole)
+            torch._foreach_copy_(group.cut(gradients, whole), whole)
             # The difference of two neighbours' bits; half-way between two bf16 numbers it may be one too many.
             difference = weights.view(torch.int32).sub_(gradients.view(torch.int32))
             group.low.copy_(difference.clamp_(max=_LARGEST))
@@ -215,14 +219,9 @@ def _square(gradient: Tensor, room: Tensor) -> Tensor:
 
 def _pieces(weight: torch.nn.Parameter, size: int) -> Iterator[Piece]:
     """Cut a weight into pieces of at most so many values, if it has more."""
-    whole = held(weight.detach())
-    if not whole.numel():  # all of it lies on other ranks
-        return
-    if whole.numel() <= size:
-        yield Piece(weight, 0, whole)
-        return
-    for begin in range(0, whole.numel(), size):
-        yield Piece(weight, begin, whole.view(-1)[begin : begin + size])
+    count = held(weight.detach()).numel()  # none where all of it lies on other ranks
+    for begin in range(0, count, size):
+        yield Piece(weight, begin, min(size, count - begin))
 
 
 def _grouped(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
@@ -230,9 +229,9 @@ def _grouped(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
     groups: list[list[Piece]] = []
     room = 0
     for piece in pieces:
-        if piece.values.numel() > room:
+        if piece.size > room:
             groups.append([])
             room = size
         groups[-1].append(piece)
-        room -= piece.values.numel()
+        room -= piece.size
     return groups
