@@ -177,6 +177,22 @@ def test_what_was_changed_since_is_kept_as_it_is() -> None:
     assert torch.equal(weight.grad, torch.full((300,), 5.0))
 
 
+@pytest.mark.parametrize("size", [8, 300])
+def test_what_is_changed_between_the_passes_changes_no_gradient_unnoticed(size: int) -> None:
+    """What was copied is as it was; of what was not, autograd's own check is done here."""
+    factor, x = torch.full((size,), 2.0), torch.ones(size, requires_grad=True)
+    with keeping_little(Shelf()):
+        found = (x * factor).sum()
+    factor.mul_(3)
+    if size == 8:
+        with pytest.raises(RuntimeError, match="changed in place"):
+            found.backward()
+    else:
+        found.backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad, torch.full((size,), 2.0))
+
+
 @given(
     st.lists(
         st.tuples(

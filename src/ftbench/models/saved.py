@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor  # which torch itself has imported
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ftbench.models.shelf import Lease, Shelf
 
@@ -65,12 +65,20 @@ class _Left:
     shape: torch.Size
 
 
+@dataclass(frozen=True)
+class _Same:
+    """Stands for a tensor that stays where it is, and for the version of its values."""
+
+    tensor: Tensor
+    version: int
+
+
 class _Saved:
     """What is kept of one forward pass."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self._known: dict[tuple[Any, ...], tuple[ref[Tensor], int, Tensor]] = {}
+        self._known: dict[tuple[Any, ...], tuple[StorageWeakRef, Tensor]] = {}
         self._last: tuple[Any, Tensor | None] = (None, None)
 
     def pack(self, tensor: Tensor) -> Any:
@@ -80,20 +88,26 @@ class _Saved:
         if again is not None and tensor._version == again.version and _is_all_of(tensor, whole):
             return _Left(again.mark, again.compute, tuple(map(self.pack, again.given)), tensor.shape)
         if not _can_be_copied(tensor, whole):
-            return tensor
-        # Several layers that are given the same are often given views of it, each its own.
-        place = id(whole), tensor.storage_offset(), tensor.shape, tensor.stride()
-        known = self._known.get(place)
-        if known is not None and known[0]() is whole and known[1] == tensor._version:
-            return known[2]
-        copy = self._lease.copy(tensor.detach())
-        self._known[place] = ref(whole), tensor._version, copy
-        return copy
+            return _Same(tensor, tensor._version)
+        storage = tensor.untyped_storage()
+        place = storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version
+        if place not in self._known:
+            # As long as it is referred to weakly, no other storage is known by its number.
+            self._known[place] = StorageWeakRef(storage), self._lease.copy(tensor.detach())
+        return self._known[place][1]
 
     def unpack(self, kept: Any) -> Tensor:
-        """Return the tensor. Several layers that were given the same ask for it in turn: the last is held."""
+        """Return the tensor. Several layers that were given the same ask for it in turn: the last is held.
+
+        Raises:
+            RuntimeError: it was changed in place since, which autograd itself does not look for any more.
+        """
         if isinstance(kept, Tensor):
             return kept
+        if isinstance(kept, _Same):
+            if kept.tensor._version != kept.version:
+                raise RuntimeError("a tensor that the backward pass needs was changed in place after the forward pass")
+            return kept.tensor
         if self._last[0] is not kept.mark:
             self._last = None, None  # the one before goes first
             self._last = kept.mark, kept.compute(*map(self.unpack, kept.given))

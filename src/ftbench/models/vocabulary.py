@@ -75,15 +75,22 @@ class TokenEmbedding(torch.nn.Embedding):
 
 def use_token_embedding(model: "PreTrainedModel") -> None:
     """Give a model such an embedding, where its own is torch's."""
-    embedding = model.get_input_embeddings()
+    embedding = _embedding(model)
     if type(embedding) is torch.nn.Embedding:
         embedding.__class__ = TokenEmbedding
         embedding.in_place = InPlace()  # type: ignore[assignment]
 
 
+def _embedding(model: "PreTrainedModel") -> torch.nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # transformers does not find it in every model
+        return None
+
+
 def switches(model: "PreTrainedModel") -> list[InPlace]:
     """Return what says of a model's embedding and head whether their gradients are added in place."""
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    layers = [_embedding(model), model.get_output_embeddings()]
     found = [getattr(layer, "in_place", None) for layer in layers]
     return [one for one in found if isinstance(one, InPlace)]
 

@@ -57,9 +57,10 @@ class Probe(Training):
             self.accumulation[way] = max(accumulation, self.accumulation.get(way, 0))
             ledger, shelf = Ledger(vocabulary(self.model)), Shelf()
             with counted(ledger, self.model, optimiser.tensors), _layers(self.model, ledger):
-                # A micro-batch that is a whole step finds no gradients; of several, each does but the first.
-                together = [[*batches, batches[0]]] if accumulation > 1 else [[batch] for batch in batches]
-                for some in together:
+                # A micro-batch that is a whole step finds no gradients; of several, each does but the first. What
+                # activations were kept in is there from the second on, while another forward pass is at its highest.
+                again = [*batches, batches[0]]
+                for some in [again] if accumulation > 1 else [[batch] for batch in again]:
                     optimiser.zero_grad()
                     accumulate(self.model, step, some, loss, packed=self.packed, moment=ledger.moment, shelf=shelf)
             optimiser.zero_grad()
