@@ -79,6 +79,9 @@ class MasterAdamW:
         Raises:
             ContractError: a weight is neither float32 nor bf16.
         """
+        strange = next((one for one in parameters if one.dtype not in (torch.bfloat16, torch.float32)), None)
+        if strange is not None:
+            raise ContractError(f"weights are trained in bf16 or float32, not {strange.dtype}: cast them", "adapt")
         size = PIECE.get(kind_of(parameters[0].device), PIECE["cpu"])
         self._parameters = parameters
         self._kept: dict[str, Tensor] = {}
@@ -86,9 +89,6 @@ class MasterAdamW:
         for dtype in (torch.bfloat16, torch.float32):
             pieces = [piece for one in parameters if one.dtype == dtype for piece in _pieces(one, size)]
             self._groups += self._take(str(dtype).removeprefix("torch."), _grouped(pieces, size))
-        strange = next((one for one in parameters if one.dtype not in (torch.bfloat16, torch.float32)), None)
-        if strange is not None:
-            raise ContractError(f"weights are trained in bf16 or float32, not {strange.dtype}: cast them", "adapt")
         self._rate, self._decay = learning_rate, weight_decay
 
     def _take(self, precision: str, groups: list[list[Piece]]) -> Iterator[Group]:
