@@ -110,6 +110,8 @@ CASES: dict[str, tuple[Fit, dict[str, Any]]] = {
     "three rounds, both drawn a little to the identity": (TAKEN, HALF),
     "one round, both drawn": (matrix_normal(1, shrink=True), HALF),
     "two rounds, both drawn": (matrix_normal(2, shrink=True), HALF),
+    "outputs left as they are": (TAKEN, {**HALF, "recipe": "unfitted"}),
+    "absorbable, 31.25 %, outputs left as they are": (TAKEN, {"kv": 0.3125, "recipe": "unfitted"}),
     **{f"absorbable, 50 %, {dims} rotated": (TAKEN, {"kv": 0.5, "rope_dims": dims}) for dims in (40, 48, 64, 80)},
     **{f"absorbable, 31.25 %, {dims} rotated": (TAKEN, {"kv": 0.3125, "rope_dims": dims}) for dims in (24, 32, 40, 48)},
 }
@@ -174,7 +176,9 @@ def _converted(
         replace(one, weighed=inputs, fisher=gradients) for one, (inputs, gradients) in zip(seen, fitted, strict=True)
     ]
     conversion.collect = lambda *_: told  # type: ignore[assignment, attr-defined]
-    conversion.RECIPES["balanced"] = ("query", "sensitivity", "balanced")
+    fisher = conversion.RECIPES["fisher"]
+    conversion.RECIPES["balanced"] = fisher._replace(metric="balanced")
+    conversion.RECIPES["unfitted"] = fisher._replace(refits=False)
     model = load_base()
     conversion.convert_keeping(model, calibration, conversion.Settings(**settings))
     return model

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ftbench_mla.attention import LatentAttention
 from ftbench_mla.factor import Factors, Metric, factorise, share_out
 from ftbench_mla.family import Family, Projections, UnconvertibleError
 from ftbench_mla.modeling import CLASSES, attention_name, layers_of
+from ftbench_mla.refit import refit_outputs
 from ftbench_mla.rotation import Choice, Mix, Rotation, choose_rotation
 from ftbench_mla.shape import ABSORBABLE
 from ftbench_mla.statistics import LayerStatistics, collect
@@ -25,13 +26,22 @@ MIN_TOKENS = 256
 
 Recipe = Literal["fisher", "transmla", "mha2mla", "plain"]
 
-RECIPES: dict[str, tuple[Mix, Choice, Metric]] = {
-    "fisher": ("query", "sensitivity", "fisher"),
-    "transmla": ("pca", "first", "balanced"),  # arXiv:2502.07864
-    "mha2mla": ("none", "norm", "plain"),  # arXiv:2502.14837
-    "plain": ("query", "sensitivity", "plain"),
+
+class Steps(NamedTuple):
+    """How heads are mixed, what stays rotated, what factors are the best of, and whether outputs are fitted anew."""
+
+    mix: Mix
+    choice: Choice
+    metric: Metric
+    refits: bool
+
+
+RECIPES = {
+    "fisher": Steps("query", "sensitivity", "fisher", refits=True),
+    "transmla": Steps("pca", "first", "balanced", refits=False),  # arXiv:2502.07864
+    "mha2mla": Steps("none", "norm", "plain", refits=False),  # arXiv:2502.14837
+    "plain": Steps("query", "sensitivity", "plain", refits=False),
 }
-"""How heads are mixed, what stays rotated, and what the factors are the best of."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,8 @@ class Teacher:
     """The attention that a converted model had before: all else it shares with the model that learns from it."""
 
     def __init__(self, model: "PreTrainedModel", attentions: Sequence[nn.Module]) -> None:
-        self._model, self._attentions = model, list(attentions)
-        for attention in self._attentions:
+        self._model, self.attentions = model, list(attentions)
+        for attention in self.attentions:
             attention.requires_grad_(False)
 
     @contextmanager
@@ -105,7 +115,7 @@ class Teacher:
         own = [getattr(layer, name) for layer, name in zip(layers, names, strict=True)]
         training = self._model.training
         try:
-            for layer, name, attention in zip(layers, names, self._attentions, strict=True):
+            for layer, name, attention in zip(layers, names, self.attentions, strict=True):
                 setattr(layer, name, attention)
             with torch.no_grad():
                 yield self._model.eval()
@@ -130,7 +140,7 @@ def convert_keeping(model: "PreTrainedModel", calibration: Sequence[Sequence[int
     ]
     if settings.rank is not None:
         ranks = [settings.rank] * len(layers)
-    elif settings.recipe == "fisher":
+    elif RECIPES[settings.recipe].metric == "fisher":
         ranks = share_out([layer.factors.loss for layer in layers], total)
     else:
         ranks = [total // len(layers)] * len(layers)
@@ -138,7 +148,10 @@ def convert_keeping(model: "PreTrainedModel", calibration: Sequence[Sequence[int
     _replace_attention(model, family, settings, rotated, ranks)
     for attention, layer, rank in zip(family.attentions(model), layers, ranks, strict=True):
         fill(attention, layer, rank, scale**2)
-    return Teacher(model, before)
+    teacher = Teacher(model, before)
+    if RECIPES[settings.recipe].refits:
+        refit_outputs(model, before, calibration)
+    return teacher
 
 
 def reshape(model: "PreTrainedModel", settings: Settings) -> "PreTrainedModel":
@@ -189,12 +202,12 @@ def _decompose(
     base: Projections, statistics: LayerStatistics, angles: Tensor, wanted: int, settings: Settings, *, rotates: bool
 ) -> _Layer:
     """Choose what stays rotated, and factorise the rest."""
-    mix, choice, metric = RECIPES[settings.recipe]
+    steps = RECIPES[settings.recipe]
     key, value = base.key.double(), base.value.double()
     fisher, keys = statistics.fisher, len(base.key)
     rotation = None
     if rotates and settings.mode == ABSORBABLE:
-        rotation = choose_rotation(base, statistics, angles.double(), wanted, mix, choice)
+        rotation = choose_rotation(base, statistics, angles.double(), wanted, steps.mix, steps.choice)
         still = rotation.still
         # Gradients take the inverse and transposed way that keys take.
         gradients = torch.linalg.inv(rotation.keys).T[still]
@@ -202,7 +215,7 @@ def _decompose(
         move = torch.block_diag(gradients, torch.eye(len(value), dtype=torch.float64, device=value.device))
         fisher = move @ fisher @ move.T
     weight = torch.cat([key, value])
-    return _Layer(base, rotation, factorise(weight, statistics.inputs, statistics.weighed, fisher, metric, keys))
+    return _Layer(base, rotation, factorise(weight, statistics.inputs, statistics.weighed, fisher, steps.metric, keys))
 
 
 def _replace_attention(
