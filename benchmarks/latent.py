@@ -54,7 +54,7 @@ WAYS: list[dict[str, Any]] = [
         {"texts": "both", "rate": 2e-4, "step_tokens": 256},
     )
 ] + [{**HEALED[1], "texts": "both", "rate": 3e-4, "step_tokens": 512}]
-HEALING = {"heal": 0, "texts": "both", "rate": 2e-4, "step_tokens": 256, "length": 256}
+HEALING = {"heal": 0, "texts": "both", "rate": 1e-4, "step_tokens": 256, "length": 256}
 """What a case may say of healing, with what holds where it does not: tokens, which texts, learning rate, lengths."""
 
 

@@ -60,7 +60,7 @@ class Mla(ftbench.Algorithm):
         heal_tokens: int = Field(
             20_000, ge=0, description="beside the recipe's; half of training texts, half drawn by the base"
         )
-        heal_learning_rate: float = Field(2e-4, gt=0, description="the highest of healing")
+        heal_learning_rate: float = Field(1e-4, gt=0, description="the highest of healing")
         heal_length: int = Field(256, ge=16, description="tokens of a text")
         decode_contexts: tuple[int, ...] = Field((128, 1024), description="tokens before those whose speed is measured")
 
