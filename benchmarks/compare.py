@@ -3,6 +3,7 @@
 python benchmarks/compare.py quick
 python benchmarks/compare.py preferences
 python benchmarks/compare.py style
+python benchmarks/compare.py halved
 python benchmarks/compare.py oasst1 oasst1-en-validation.jsonl
 
 With --runs FOLDER the runs are made there and kept: called again, it goes on where it was interrupted. What else is
@@ -17,7 +18,13 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TASKS = {"quick": "quick", "preferences": "preferences", "style": "style", "oasst1": "oasst1-validation"}
+TASKS = {
+    "quick": "quick",
+    "preferences": "preferences",
+    "style": "style",
+    "halved": "halved",
+    "oasst1": "oasst1-validation",
+}
 
 
 def main() -> None:
@@ -33,6 +40,8 @@ def main() -> None:
         settings = [part for name in ("base", "lora", "dpo", "simpo", "orpo", "simper") for part in ("--algo", name)]
     elif given.task == "style":
         settings = ["--task", "style", "--topic", "capitals", "--algo", "base", "--algo", "lora"]
+    elif given.task == "halved":
+        settings = ["--algo", "base", "--algo", "full", "--algo", "mla", "--set", "mla.kv=0.5"]
     elif given.file:
         settings = ["--recipe", "oasst1-smollm2", "--data", given.file, "--topic", "programming"]
         settings += [part for name in ("full", "lora", "dpo", "orpo") for part in ("--algo", name)]

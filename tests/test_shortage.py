@@ -9,8 +9,8 @@ import torch
 
 from ftbench.checking.tiny import make_llama
 from ftbench.execution.environment import describe
+from ftbench.execution.facts import Facts
 from ftbench.execution.outcome import build_result
-from ftbench.execution.phases import Facts
 from ftbench.execution.shortage import UNKNOWN, explain_shortage, refused_bytes
 from ftbench.memory.budget import budget_for, data_bytes, format_bytes
 from ftbench.memory.meter import Meter

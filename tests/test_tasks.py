@@ -12,9 +12,11 @@ from ftbench.data.styles import STYLES
 from ftbench.data.task import build_task
 from ftbench.errors import UsageError
 from ftbench.evaluation.evaluate import EvaluatedPrompt
+from ftbench.execution.course import Course
 from ftbench.execution.events import EventWriter
+from ftbench.execution.facts import Facts
 from ftbench.execution.judging import judge_facts, train_panel
-from ftbench.execution.phases import Facts, RunInProgress
+from ftbench.execution.phases import RunInProgress
 from ftbench.execution.reuse import read_inputs
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
@@ -116,7 +118,7 @@ def asked(registry: Registry, recipe: Recipe, folder: Path) -> tuple[Facts, list
     algorithm = registry.make(recipe.algorithm, recipe.options)
     with kept(), (folder / "events").open("wb") as events:
         writer = EventWriter(events.fileno())
-        RunInProgress(recipe, algorithm, registry, None, folder, [], writer, facts).carry_out()
+        RunInProgress(Course(recipe, algorithm, folder, writer, facts), registry).carry_out()
     lines = (folder / "replies.jsonl").read_text("utf-8").splitlines()
     return facts, [EvaluatedPrompt(**json.loads(line)) for line in lines]
 

@@ -121,7 +121,9 @@ class Subject:
         """
         import torch
 
-        from ftbench.execution.phases import Facts, RunInProgress
+        from ftbench.execution.course import Course
+        from ftbench.execution.facts import Facts
+        from ftbench.execution.phases import RunInProgress
 
         facts = Facts()
         found, algorithm = Watched(self.fresh, facts=facts), self.fresh()
@@ -134,7 +136,7 @@ class Subject:
         ):
             torch.set_num_threads(1)
             events = _Ending(nowhere.fileno(), steps)
-            run = RunInProgress(recipe, algorithm, self.registry, None, Path(folder), [], events, facts, saving)
+            run = RunInProgress(Course(recipe, algorithm, Path(folder), events, facts), self.registry, saving=saving)
             try:
                 run.carry_out()
             except Exception as error:  # a stranger's code may raise anything

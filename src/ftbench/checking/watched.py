@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel
 
-    from ftbench.execution.phases import Facts
+    from ftbench.execution.facts import Facts
     from ftbench.training.batching import Plan
     from ftbench.training.trainer import Training
 

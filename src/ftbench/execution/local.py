@@ -13,8 +13,8 @@ from ftbench.errors import FtbenchError
 from ftbench.execution.blame import blame
 from ftbench.execution.ending import Ending, check_store, explain, remove_halves
 from ftbench.execution.events import START, Event, PhaseBegan, read_event
+from ftbench.execution.facts import Facts
 from ftbench.execution.outcome import build_result
-from ftbench.execution.phases import Facts
 from ftbench.execution.ranks import worker_module
 from ftbench.execution.reporting import reporting
 from ftbench.execution.unfinished import forget, is_of_use, state_file

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
-from ftbench.execution.phases import Facts
+from ftbench.execution.facts import Facts
 from ftbench.memory.meter import Meter
 from ftbench.recipe import Recipe
 from ftbench.registry import Registry

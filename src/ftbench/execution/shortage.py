@@ -2,7 +2,7 @@
 
 import re
 
-from ftbench.execution.phases import Facts
+from ftbench.execution.facts import Facts
 from ftbench.memory.budget import LARGEST, UNITS, budget_for, format_bytes
 from ftbench.memory.fit import exhaustion
 from ftbench.recipe import Recipe

@@ -18,12 +18,15 @@ from pathlib import Path
 from ftbench.algorithm import Algorithm
 from ftbench.errors import FtbenchError, Skip
 from ftbench.execution.blame import blame
+from ftbench.execution.course import Course
 from ftbench.execution.events import EventWriter, Traced
+from ftbench.execution.facts import Facts
 from ftbench.execution.outcome import build_result
-from ftbench.execution.phases import TRAIN, Facts, RunInProgress
+from ftbench.execution.phases import RunInProgress
 from ftbench.execution.ranks import is_lost, join
 from ftbench.execution.shortage import explain_shortage
 from ftbench.execution.starting import find_start
+from ftbench.execution.teaching import TRAIN
 from ftbench.execution.unfinished import Saving, forget, state_file, would_fail_again
 from ftbench.files import AGAIN, disk_mend, write_json
 from ftbench.memory.budget import lift_budget
@@ -86,7 +89,8 @@ def work(folder: Path, baseline: Run | None, save_every: float, events: EventWri
         saving = None
         if save_every and ranks.count == 1:  # a share of a state is none that another number could take up
             saving = Saving(state, save_every)
-        RunInProgress(recipe, algorithm, registry, start, folder, beside, events, facts, saving, ranks).carry_out()
+        course = Course(recipe, algorithm, folder, events, facts, ranks)
+        RunInProgress(course, registry, start, beside, saving).carry_out()
     except Exception as error:
         if facts.meter:  # while the error is told it holds the tensors that filled the budget
             lift_budget(facts.meter.device)
