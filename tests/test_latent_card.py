@@ -30,7 +30,7 @@ def test_both_models_go_on_behind_the_same_context(card: ModuleType, tiny_llama:
 
 
 def test_healing_on_what_is_drawn_meanwhile_brings_the_model_nearer(card: ModuleType, tiny_llama: Path) -> None:
-    sizes = card.Sizes(tokens=32 * 40, step_tokens=128, rows=8, rate=1e-3)
+    sizes = card.Sizes(tokens=32 * 40, step_tokens=128, rows=8, rate=2e-4)
     row = card.measure_healing(tiny_llama, "sample", torch.device("cpu"), sizes)
     assert row["tokens"] == 32 * 40
     assert len(row["losses"]) == 10
