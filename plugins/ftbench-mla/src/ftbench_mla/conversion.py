@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ftbench_mla.attention import LatentAttention
 from ftbench_mla.factor import Factors, Metric, factorise, share_out
 from ftbench_mla.family import Family, Projections, UnconvertibleError
-from ftbench_mla.modeling import CLASSES, attention_name, layers_of
+from ftbench_mla.modeling import CLASSES, attending, attention_name, layers_of
 from ftbench_mla.refit import refit_outputs
 from ftbench_mla.rotation import Choice, Mix, Rotation, choose_rotation
 from ftbench_mla.shape import ABSORBABLE
@@ -110,18 +110,14 @@ class Teacher:
     @contextmanager
     def in_place(self) -> Iterator["PreTrainedModel"]:
         """Make the model what it was, for as long as this is open; nothing is trained meanwhile."""
-        layers = layers_of(self._model)
-        names = [attention_name(layer) for layer in layers]
-        own = [getattr(layer, name) for layer, name in zip(layers, names, strict=True)]
         training = self._model.training
         try:
-            for layer, name, attention in zip(layers, names, self.attentions, strict=True):
-                setattr(layer, name, attention)
-            with torch.no_grad():
+            with ExitStack() as stack:
+                for layer, attention in zip(layers_of(self._model), self.attentions, strict=True):
+                    stack.enter_context(attending(layer, attention))
+                stack.enter_context(torch.no_grad())
                 yield self._model.eval()
         finally:
-            for layer, name, attention in zip(layers, names, own, strict=True):
-                setattr(layer, name, attention)
             self._model.train(training)
 
 

@@ -1,5 +1,7 @@
 """Converted models as transformers' own: configurations and models by family, known to its Auto classes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -53,6 +55,18 @@ def layers_of(model: Any) -> nn.ModuleList:
 def attention_name(layer: nn.Module) -> str:
     """Return the name of a layer's attention."""
     return "attn" if hasattr(layer, "attn") else "self_attn"
+
+
+@contextmanager
+def attending(layer: nn.Module, attention: nn.Module) -> Iterator[None]:
+    """Put an attention in the place of a layer's own, as long as this is open."""
+    name = attention_name(layer)
+    own = getattr(layer, name)
+    setattr(layer, name, attention)
+    try:
+        yield
+    finally:
+        setattr(layer, name, own)
 
 
 def _make(kind: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:

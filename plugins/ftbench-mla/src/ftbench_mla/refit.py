@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ftbench_mla.family import UnconvertibleError
-from ftbench_mla.modeling import attention_name, layers_of
+from ftbench_mla.modeling import attending, attention_name, layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ def refit_outputs(model: "PreTrainedModel", before: Sequence[nn.Module], texts: 
         known = [_first_call(model, torch.tensor([list(text)], device=model.device)) for text in texts]
         base, own = [hidden for hidden, _ in known], [hidden for hidden, _ in known]
         for index, (layer, attention) in enumerate(zip(layers_of(model), before, strict=True)):
-            with _attending(layer, attention) as theirs, _seen(theirs) as wanted:
+            with attending(layer, attention), _seen(attention) as wanted:
                 base = [_out(layer, hidden, named) for hidden, (_, named) in zip(base, known, strict=True)]
             after = getattr(layer, attention_name(layer))
             fit = _Fit(after.o_proj)
@@ -119,18 +119,6 @@ def _reach(module: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, ...], 
 def _out(layer: nn.Module, hidden: Tensor, named: dict[str, Any]) -> Tensor:
     found: Tensor | tuple[Tensor, ...] = layer(hidden, **named)
     return found[0] if isinstance(found, tuple) else found
-
-
-@contextmanager
-def _attending(layer: nn.Module, attention: nn.Module) -> Iterator[nn.Module]:
-    """Put an attention in the place of a layer's own, as long as this is open."""
-    name = attention_name(layer)
-    own = getattr(layer, name)
-    setattr(layer, name, attention)
-    try:
-        yield attention
-    finally:
-        setattr(layer, name, own)
 
 
 @contextmanager
