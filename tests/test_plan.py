@@ -38,6 +38,7 @@ from ftbench.training import optimiser
 from ftbench.training.batching import Plan
 from ftbench.training.encoding import EncodedExample, TokenSequence
 from ftbench.training.optimiser import MasterAdamW
+from ftbench.training.probing import Probe
 from ftbench.training.row import lay_out, rounded, row_length
 from ftbench.training.trainer import OptimiserSettings, Training
 from ftbench.training.weight import heaviest_of, weigh
@@ -324,7 +325,7 @@ def test_a_card_that_is_not_here_is_planned_for_in_its_own_pieces(
 
     def look(self: MasterAdamW, parameters: list[torch.nn.Parameter], *rest: float) -> None:
         plain(self, parameters, *rest)
-        made.append(max(len(group.pieces) for group in self._groups))
+        made.append(max(len(group.pieces) for group in self.groups))
 
     monkeypatch.setattr(MasterAdamW, "__init__", look)
     monkeypatch.setattr(optimiser, "PIECE", {"cpu": 2**10, "cuda": 2**26})
@@ -334,6 +335,35 @@ def test_a_card_that_is_not_here_is_planned_for_in_its_own_pieces(
     for device in ("cpu", "cuda"):
         plan_memory(recipe, REGISTRY.make("full", {}), question, device)
     assert made[0] < made[-1] == len(list(load(folder).parameters()))
+
+
+@pytest.mark.parametrize("algorithm", ["full", "lora"])
+def test_an_update_is_seen_by_one_group_of_each_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    """A vocabulary of 128,000 is thousands of groups: a plan that went through all of them took minutes."""
+    monkeypatch.setattr(optimiser, "PIECE", {"cpu": 2**7, "cuda": 2**7})
+    question = Question(load_config(make_llama(tmp_path)), make_plan((40,) * 2, pairs=False), CPU, "bf16")
+    move, update = MasterAdamW._move, Probe._update
+    moves: list[int] = []
+    updates: list[Parts] = []
+
+    def move_and_note(*given: Any) -> None:
+        moves.append(1)
+        move(*given)
+
+    def update_and_note(*given: Any) -> Parts:
+        updates.append(update(*given))
+        return updates[-1]
+
+    monkeypatch.setattr(MasterAdamW, "_move", move_and_note)
+    monkeypatch.setattr(Probe, "_update", update_and_note)
+    forecast(question, REGISTRY.make(algorithm, {}), [Cut(9, False)])
+    few, found = len(moves), len(updates)
+    monkeypatch.setattr(optimiser, "one_of_each", list)
+    forecast(question, REGISTRY.make(algorithm, {}), [Cut(9, False)])
+    assert updates[:found] == updates[found:] != []
+    assert 5 * few < len(moves) - few
 
 
 def test_a_plan_says_what_it_is_for(deep_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

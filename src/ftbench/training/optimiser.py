@@ -1,7 +1,7 @@
 """AdamW over weights of any precision, with float32 where it counts."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,23 +45,56 @@ class Piece:
 
 @dataclass(frozen=True)
 class Group:
-    """Pieces of one precision, and what is kept of them from step to step, flat, one behind the other.
+    """Pieces of one precision, and where what is kept of them from step to step lies, flat, one behind the other.
 
-    `steps`, float32 `[pieces]`, counts steps; `first` are first moments in the weights' precision, `second` second
-    moments in float32. `low`, int16, has the lower halves of float32 weights whose upper halves the bf16 weights are,
-    rounded; None where the weights are float32.
+    `kept` is of all groups of the precision: `steps`, float32 `[pieces]`, counts steps; `first` are first moments in
+    the weights' precision, `second` second moments in float32. `low`, int16, has the lower halves of float32 weights
+    whose upper halves the bf16 weights are, rounded; it is not there where the weights are float32.
     """
 
     pieces: list[Piece]
-    steps: Tensor
-    first: Tensor
-    second: Tensor
-    low: Tensor | None = None
+    kept: Mapping[str, Tensor]
+    numbers: slice
+    """Of the pieces, among all of the precision."""
+    place: slice
+    """Of their values."""
 
-    def cut(self, kept: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Cut what is kept for all into what belongs to each piece, in the shape of `like`."""
-        parts = kept[: len(self.first)].split([piece.size for piece in self.pieces])
+    @property
+    def size(self) -> int:
+        """Values of all pieces."""
+        return int(self.place.stop - self.place.start)
+
+    @property
+    def steps(self) -> Tensor:
+        """As above, of this group alone."""
+        return self.kept["steps"][self.numbers]
+
+    @property
+    def first(self) -> Tensor:
+        """As above, of this group alone."""
+        return self.kept["first"][self.place]
+
+    @property
+    def second(self) -> Tensor:
+        """As above, of this group alone."""
+        return self.kept["second"][self.place]
+
+    @property
+    def low(self) -> Tensor | None:
+        """As above, of this group alone."""
+        low = self.kept.get("low")
+        return None if low is None else low[self.place]
+
+    def cut(self, room: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Cut what stands for all values into what belongs to each piece, in the shape of `like`."""
+        parts = room[: self.size].split([piece.size for piece in self.pieces])
         return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]
+
+
+def one_of_each(groups: Iterable[Group]) -> list[Group]:
+    """Return a group of each kind: the update of any other allocates what that of its like does."""
+    kinds = {(id(group.kept), *(piece.size for piece in group.pieces)): group for group in groups}
+    return list(kinds.values())
 
 
 class MasterAdamW:
@@ -85,10 +118,10 @@ class MasterAdamW:
         size = PIECE.get(kind_of(parameters[0].device), PIECE["cpu"])
         self._parameters = parameters
         self._kept: dict[str, Tensor] = {}
-        self._groups: list[Group] = []
+        self.groups: list[Group] = []
         for dtype in (torch.bfloat16, torch.float32):
             pieces = [piece for one in parameters if one.dtype == dtype for piece in _pieces(one, size)]
-            self._groups += self._take(str(dtype).removeprefix("torch."), _grouped(pieces, size))
+            self.groups += self._take(str(dtype).removeprefix("torch."), _grouped(pieces, size))
         self._rate, self._decay = learning_rate, weight_decay
 
     def _take(self, precision: str, groups: list[list[Piece]]) -> Iterator[Group]:
@@ -105,10 +138,8 @@ class MasterAdamW:
         piece, value = 0, 0
         for group in groups:
             end = value + sum(one.size for one in group)
-            of_pieces, of_values = slice(piece, piece + len(group)), slice(value, end)
-            cut = {name: tensor[of_pieces if name == "steps" else of_values] for name, tensor in kept.items()}
-            yield Group(group, **cut)
-            piece, value = of_pieces.stop, end
+            yield Group(group, kept, slice(piece, piece + len(group)), slice(value, end))
+            piece, value = piece + len(group), end
 
     def set_learning_rate(self, rate: float) -> None:
         """Set it for all weights."""
@@ -135,20 +166,21 @@ class MasterAdamW:
     def gradient_norm(self) -> Tensor:
         """Return the 2-norm of all gradients that lie here together, a float32 scalar."""
         (room,) = self._rooms(1)
-        gradients = (piece.gradient for group in self._groups for piece in group.pieces)
+        gradients = (piece.gradient for group in self.groups for piece in group.pieces)
         squares = [_square(one, room) for one in gradients if one is not None]
         return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=self._parameters[0].device)
 
     @torch.no_grad()
-    def step(self, scale: float = 1.0) -> None:
+    def step(self, scale: float = 1.0, groups: Iterable[Group] | None = None) -> None:
         """Move the weights by their gradients.
 
         Args:
             scale: what the gradients are multiplied by before.
+            groups: those of `groups` that are moved; None for all.
         """
         rooms = self._rooms(3)
-        for group in self._groups:
-            self._move(group, scale, *(room[: len(group.first)] for room in rooms))
+        for group in self.groups if groups is None else groups:
+            self._move(group, scale, *(room[: group.size] for room in rooms))
 
     def _move(self, group: Group, scale: float, weights: Tensor, gradients: Tensor, first: Tensor) -> None:
         """Move a group's weights, with room for as many in float32, three times."""
@@ -158,21 +190,23 @@ class MasterAdamW:
             return
         whole = [piece.values for piece in group.pieces]
         torch._foreach_copy_(group.cut(weights, whole), whole)
-        if group.low is not None:
-            weights.view(torch.int32).add_(gradients.view(torch.int32).copy_(group.low))
+        low = group.low
+        if low is not None:
+            weights.view(torch.int32).add_(gradients.view(torch.int32).copy_(low))
         first.copy_(group.first)
         of_each = [group.cut(one, whole) for one in (weights, gradients, first, group.second)]
         moving, errors, firsts, seconds = ([each[index] for index in given] for each in of_each)
         torch._foreach_copy_(errors, list(given.values()))
         if scale != 1.0:
             gradients.mul_(scale)
+        steps = group.steps
         adamw(
             moving,
             errors,
             firsts,
             seconds,
             [],
-            [group.steps[index] for index in given],
+            [steps[index] for index in given],
             fused=True,
             amsgrad=False,
             beta1=0.9,
@@ -184,15 +218,15 @@ class MasterAdamW:
         )
         group.first.copy_(first)
         torch._foreach_copy_(whole, group.cut(weights, whole))
-        if group.low is not None:
+        if low is not None:
             torch._foreach_copy_(group.cut(gradients, whole), whole)
             # The difference of two neighbours' bits; half-way between two bf16 numbers it may be one too many.
             difference = weights.view(torch.int32).sub_(gradients.view(torch.int32))
-            group.low.copy_(difference.clamp_(max=_LARGEST))
+            low.copy_(difference.clamp_(max=_LARGEST))
 
     def _rooms(self, count: int) -> list[Tensor]:
         """Return room for a group in float32: taken once a step, for fresh memory costs more than sums."""
-        size = max((len(group.first) for group in self._groups), default=0)
+        size = max((group.size for group in self.groups), default=0)
         return [torch.empty(size, device=self._parameters[0].device) for _ in range(count)]
 
     def zero_grad(self) -> None:

@@ -99,11 +99,13 @@ class Probe(Training):
         """
         import torch
 
+        from ftbench.training.optimiser import one_of_each
+
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter.detach())
         ledger = Ledger()
         with counted(ledger, self.model, optimiser.tensors), ledger.moment(UPDATE):
-            optimiser.step()
+            optimiser.step(groups=one_of_each(optimiser.groups))
             ledger.claim("optimiser", optimiser.tensors)
             kept, highest = ledger.now, ledger.peaks[UPDATE].total
         optimiser.zero_grad()
