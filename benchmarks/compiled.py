@@ -15,6 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from harness import trained_by
 from origin import machine, now
 from training import Case, prepare
 
@@ -65,11 +66,8 @@ def _seconds(case: Case, file: str, *, compiled: bool) -> tuple[float, float]:
     def report(_: StepReport) -> None:
         times.append(perf_counter())
 
-    Training.run = began  # type: ignore[method-assign, assignment]
-    try:
+    with trained_by(began):
         prepare(case, file, report)[0]()
-    finally:
-        Training.run = run  # type: ignore[method-assign]
     return times[FIRST] - times[0], times[-1] - times[FIRST]
 
 

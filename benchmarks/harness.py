@@ -13,6 +13,8 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -94,13 +96,20 @@ def bare_steps(case: Case, file: str) -> list[tuple[float, float]]:
     def bare(training: Training, *_: Any, **__: Any) -> None:
         steps.extend(_bare(training))
 
-    run = Training.run
-    Training.run = bare  # type: ignore[method-assign, assignment]
-    try:
+    with trained_by(bare):
         prepare(case, file, lambda _: None)[0]()
-    finally:
-        Training.run = run  # type: ignore[method-assign]
     return steps
+
+
+@contextmanager
+def trained_by(run: Callable[..., None]) -> Iterator[None]:
+    """Put another loop, or more than the loop, in the place of `Training.run`, and the old one back."""
+    own = Training.run
+    Training.run = run  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Training.run = own  # type: ignore[method-assign]
 
 
 def _bare(training: Any) -> list[tuple[float, float]]:

@@ -86,13 +86,13 @@ def _groups(device: str, models: list[str]) -> list[list[Case]]:
 
 def _made(cases: list[Case], end: float) -> Iterator[Row]:
     """Yield the rows of cases that one process makes before the end; what a killed one had predicted is kept."""
-    from ftbench.execution.local import PROMPT_MEMORY
+    from ftbench.memory.heap import prompt_memory
 
     minutes = (end - time.time()) / 60
     if not cases or minutes <= 0:
         return
     command = [sys.executable, __file__, cases[0]["device"], "--cases", json.dumps(cases), "--minutes", str(minutes)]
-    variables = {**os.environ, **PROMPT_MEMORY}
+    variables = {**os.environ, **prompt_memory(limited=True)}
     begun: Row | None = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
         assert process.stdout is not None

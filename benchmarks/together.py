@@ -1,12 +1,14 @@
 """What a benchmark of five algorithms and three seeds takes, against the same fifteen runs made one by one.
 
-python benchmarks/together.py                     with the recipe `quick`; some two hours on two cores
+python benchmarks/together.py                     with the recipe `quick`; about an hour on two cores
 python benchmarks/together.py --tokens 10000      shorter trainings; what else is given goes to `ftbench run`, too
+python benchmarks/together.py --at-once 2         the benchmark makes two runs at once, each with half of the cores
 
 One by one, each run is a command of its own with an empty folder of runs and an empty cache: it evaluates the untouched
-model, reads and judges the data and finds its references itself. The model's files are there beforehand. A seed is run
-together with the others and then one by one, so that a machine that grows slower slows both. A line is added to
-benchmarks/together/DEVICE.jsonl. It exits with 1 where the benchmark takes more than 0.7 of the sum.
+model, reads and judges the data and finds its references itself. The model's files are there beforehand. The benchmark
+is run when half of the others are done, so that a machine that grows slower slows both. A line a command is added to
+benchmarks/together/DEVICE.jsonl; what is there of this machine is not run again. It exits with 1 where the benchmark
+takes more than 0.7 of the sum.
 """
 
 import argparse
@@ -15,11 +17,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
-from origin import machine, now
+from origin import machine, now, rows_of
 
 from ftbench.models.resolve import resolve_model
 from ftbench.recipe import read_recipe
@@ -32,40 +35,61 @@ MOST = 0.7
 
 
 def main() -> None:
-    """Time both, seed by seed, and print the share."""
+    """Time what is not there yet, and print the share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", help="a folder; by default the recipe's")
+    parser.add_argument("--at-once", type=int, default=1, help="how many runs the benchmark makes at once")
     given, more = parser.parse_known_args()
     model = given.model or str(resolve_model(read_recipe("quick").model, None).folder)
-    settings = ["--device", given.device, "--model", model, *more]
     path = HERE / "together" / f"{given.device}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    together, alone = 0.0, dict.fromkeys(ALGORITHMS, 0.0)
+    where = machine(given.device)
+    known = {json.dumps(row["case"]): row["seconds"] for row in rows_of(path, where)}
+    cases = _cases(given.at_once, {"model": Path(model).name, "settings": more})
+    for case in cases:
+        if json.dumps(case) in known:
+            continue
+        seconds = _seconds(case, ["--device", given.device, "--model", model, *more])
+        known[json.dumps(case)] = seconds
+        with path.open("a") as file:
+            row = {"case": case, "when": now(), "seconds": round(seconds, 1), "environment": where}
+            file.write(json.dumps(row) + "\n")
+        named = ", ".join(case["algorithms"])
+        print(f"{named}, {case['seeds']} seeds from {case['seed']}: {seconds:.0f} s", flush=True)
+    together, alone = (
+        sum(known[json.dumps(case)] for case in cases if (len(case["algorithms"]) > 1) is several)
+        for several in (True, False)
+    )
+    print(f"together {together:.0f} s, one by one {alone:.0f} s: {together / alone:.2f} of it")
+    sys.exit(1 if together / alone > MOST else 0)
+
+
+def _cases(at_once: int, shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what is run, in its order."""
+    alone = [
+        {"algorithms": [algorithm], "seed": seed, "seeds": 1, "at_once": 1}
+        for seed, algorithm in product(range(SEEDS), ALGORITHMS)
+    ]
+    together = {"algorithms": list(ALGORITHMS), "seed": 0, "seeds": SEEDS, "at_once": at_once}
+    half = len(alone) // 2
+    return [{**case, **shared} for case in (*alone[:half], together, *alone[half:])]
+
+
+def _seconds(case: dict[str, Any], settings: list[str]) -> float:
+    """Run algorithms with nothing that was there before but the model, and return what it took."""
+    asked = [part for name in case["algorithms"] for part in ("--algo", name)]
+    asked += [part for name in ("seed", "seeds") for part in (f"--{name}", str(case[name]))]
+    if case["at_once"] > 1:
+        asked += ["--jobs", str(case["at_once"])]
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(SEEDS):
-            together += _seconds(Path(folder), seed, ALGORITHMS, settings)
-            for algorithm in ALGORITHMS:
-                with tempfile.TemporaryDirectory() as own:
-                    alone[algorithm] += _seconds(Path(own), seed, (algorithm,), settings)
-    share = together / sum(alone.values())
-    row = {"settings": more, "when": now(), "together": round(together, 1), "alone": alone, "share": round(share, 4)}
-    with path.open("a") as file:
-        file.write(json.dumps({**row, "environment": machine(given.device)}) + "\n")
-    print(f"together {together:.0f} s, one by one {sum(alone.values()):.0f} s: {share:.2f} of it")
-    sys.exit(1 if share > MOST else 0)
-
-
-def _seconds(folder: Path, seed: int, algorithms: Sequence[str], settings: Sequence[str]) -> float:
-    """Run algorithms with what a folder holds already, and return what it took."""
-    asked = [part for name in algorithms for part in ("--algo", name)]
-    command = [sys.executable, "-m", "ftbench", "run", "--out", str(folder / "runs"), "--seed", str(seed)]
-    environment = {**os.environ, "FTBENCH_CACHE": str(folder / "cache")}
-    start = perf_counter()
-    done = subprocess.run([*command, *asked, *settings], capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        sys.exit(f"{' '.join(asked)} ended with {done.returncode}: {done.stderr[-300:]}")
-    return perf_counter() - start
+        command = [sys.executable, "-m", "ftbench", "run", "--out", f"{folder}/runs", *asked, *settings]
+        environment = {**os.environ, "FTBENCH_CACHE": f"{folder}/cache"}
+        start = perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            sys.exit(f"{' '.join(asked)} ended with {done.returncode}: {done.stderr[-300:]}")
+        return perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from origin import machine, now, rows_of
 
-from ftbench.execution.local import PROMPT_MEMORY
+from ftbench.memory.heap import prompt_memory
 from ftbench.training.watch import StepWatch
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def main() -> None:
             continue
         command = [sys.executable, __file__, given.device, given.file, "--case", json.dumps(case)]
         # Ours as in a run's own process; TRL's as somebody who uses TRL would have it.
-        environment = {**os.environ, **(PROMPT_MEMORY if whose == "ours" else {})}
+        environment = {**os.environ, **(prompt_memory(limited=False) if whose == "ours" else {})}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             sys.exit(f"{case} ended with {done.returncode}: {done.stderr[-300:]}")

@@ -109,6 +109,13 @@ def test_a_pass_finds_room_where_the_one_before_was() -> None:
     assert one.nbytes == 0
 
 
+def test_of_a_slab_that_copies_of_one_size_fill_nothing_is_left() -> None:
+    one = Shelf()
+    lease, tensor = one.lend(), torch.ones(3_500_000 // 4)  # two and a bit go into a slab of the largest size
+    copies = [lease.copy(tensor) for _ in range(100)]
+    assert one.nbytes < 1.02 * sum(copy.nbytes for copy in copies)
+
+
 def test_a_larger_pass_keeps_nothing_of_smaller_ones() -> None:
     model, one, fresh = build("llama"), Shelf(), Shelf()
     for sequences in (SEQUENCES[:1], SEQUENCES[:2], SEQUENCES):

@@ -1,14 +1,14 @@
 """What an algorithm will take in memory on a model, from the model's configuration and fake tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ftbench.algorithm import Algorithm
 from ftbench.errors import FtbenchError, Skip, Unpredictable
 from ftbench.memory.fit import Fit
 from ftbench.memory.parts import Parts
-from ftbench.memory.plan import ADAPT, LOAD, Cut, Forecast, extrapolate, highest
+from ftbench.memory.plan import ADAPT, LOAD, UPDATE, Cut, Forecast, extrapolate, highest
 from ftbench.memory.standin import kind_of
 from ftbench.models.loading import loading_bytes
 from ftbench.models.precision import Precision
@@ -69,9 +69,18 @@ def forecast(question: Question, algorithm: Algorithm, cuts: Sequence[Cut]) -> l
             (few, low), (more, high) = probes
             peaks = extrapolate((few, low.found[way]), (more, high.found[way]), layers)
         load = peaks.pop(LOAD, Parts()).total
-        moment, peak = highest(peaks)
+        moment, peak = highest({name: _whole(name, parts, question.device) for name, parts in peaks.items()})
         forecasts.append(Forecast(way, probes[0][1].accumulation[way], peak, moment, load))
     return forecasts
+
+
+def _whole(moment: str, parts: Parts, device: "torch.device") -> Parts:
+    """Add to an update's moment what the update takes beside, which no probe has seen."""
+    from ftbench.training.optimiser import update_bytes
+
+    if not moment.endswith(UPDATE):
+        return parts
+    return replace(parts, activations=parts.activations + update_bytes(parts.optimiser, kind_of(device)))
 
 
 def ways_to_cut(plan: Plan, micro_batch_tokens: int) -> list[Cut]:

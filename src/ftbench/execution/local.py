@@ -20,22 +20,11 @@ from ftbench.execution.reporting import reporting
 from ftbench.execution.unfinished import forget, is_of_use, state_file
 from ftbench.execution.workers import Stopped, Workers
 from ftbench.files import AGAIN, told_in_one_line, write_json, write_text
+from ftbench.memory.heap import prompt_memory
 from ftbench.recipe import Recipe
 from ftbench.registry import Registry
 from ftbench.results.result import Result, Status, Tuning
 from ftbench.results.store import LAUNCH, LOG, RECIPE, RESULT, Run, of_launch, publish, read_run, staging
-
-PROMPT_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20),
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-}
-"""A worker's environment, so that memory that is freed goes back at once, as a limit on a process counts it.
-
-glibc keeps freed blocks below a threshold that it raises by itself, up to 32 MiB. oneDNN keeps a kernel of about 1 MB
-for each of the last 1024 shapes it met, and rows without padding have a new shape in each step. Both together held
-2.8 GiB beside 1.1 GiB of tensors; letting them go costs a few percent of the speed.
-"""
 
 
 def _shown_devices(count: int) -> dict[str, str]:
@@ -200,7 +189,7 @@ def _work(
     phase, timed_out = START, threading.Event()
     variables = {
         **_shown_devices(recipe.devices),
-        **PROMPT_MEMORY,
+        **prompt_memory(limited=recipe.memory_budget is not None),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         **place.variables,

@@ -20,7 +20,7 @@ LARGEST = 2**60
 """More bytes than any machine has."""
 _BESIDE_TENSORS = {
     ("cpu", "float32"): (256 * 2**20, 5),
-    ("cpu", "bf16"): (512 * 2**20, 5),
+    ("cpu", "bf16"): (384 * 2**20, 5),
     ("cuda", "float32"): (64 * 2**20, 8),
     ("cuda", "bf16"): (64 * 2**20, 8),
 }

@@ -1,4 +1,4 @@
-"""Python's collector, kept from walking what is never freed."""
+"""What a process holds in vain: freed memory that C keeps for later, and walks through what Python never frees."""
 
 import gc
 from importlib import import_module
@@ -23,3 +23,23 @@ def import_for_good(*names: str) -> None:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def prompt_memory(*, limited: bool) -> dict[str, str]:
+    """Return a worker's environment, so that memory that is freed goes back at once.
+
+    glibc keeps freed blocks below a threshold that it raises by itself, up to 32 MiB. oneDNN keeps a kernel of about
+    1 MB for each of the last 1024 shapes it met, and rows without padding have a new shape in each step. Both together
+    held 2.8 GiB beside 1.1 GiB of tensors; letting them go costs a few percent of the speed.
+
+    Args:
+        limited: whether the process's memory is to stay within a budget. Such a limit counts the holes between blocks
+            in use as well, whose pages went back: up to 600 MiB beside 1.2 GiB of tensors. Blocks from 1 MiB on are
+            then by themselves, and leave none, which costs up to a tenth of the speed.
+    """
+    smallest = str((1 if limited else 4) * 2**20)
+    return {
+        "MALLOC_MMAP_THRESHOLD_": smallest,
+        "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    }

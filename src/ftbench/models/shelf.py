@@ -88,6 +88,8 @@ class Lease:
         slab = next((one for one in self.slabs if one.taken + size <= len(one.memory)), None)
         if slab is None:
             wanted = min(SLAB_BYTES, self.filled // _SHARE)
+            # Those of one size come in numbers: what would be left behind the last whole one would be left empty.
+            wanted -= wanted % size
             memory = self.shelf.slab(size, size if fake or wanted < _WORTH_BYTES else wanted)
             slab = Slab(memory.view(-1))
             self.slabs.append(slab)

@@ -60,7 +60,7 @@ def _is_loopback(host: str) -> bool:
 def give_memory_back() -> None:
     """Make freed memory go back at once, and keep fewer kernels: a server must not grow for days.
 
-    What PROMPT_MEMORY says for runs, for a process that has begun. Before torch is imported, for oneDNN's part.
+    What `prompt_memory` says for runs, for a process that has begun. Before torch is imported, for oneDNN's part.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):

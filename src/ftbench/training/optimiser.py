@@ -1,7 +1,7 @@
 """AdamW over weights of any precision, with float32 where it counts."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,12 @@ from ftbench.training.sharding import held
 
 PIECE = {"cpu": 2**19, "cuda": 2**24}
 """Weights that are updated together: on a CPU what they take in float32, 2 MiB, stays in the cache meanwhile."""
+
+_ROOMS = 3
+"""What a group is moved in: float32 of all its values, so many times."""
+
+_KEPT_BYTES = 8
+"""What is kept of a weight: two moments, 4 bytes each, or of a bf16 weight 2 and 4, and 2 of its lower half."""
 
 _LARGEST = 2**15 - 1
 """Of int16."""
@@ -91,10 +97,14 @@ class Group:
         return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]
 
 
-def one_of_each(groups: Iterable[Group]) -> list[Group]:
-    """Return a group of each kind: the update of any other allocates what that of its like does."""
-    kinds = {(id(group.kept), *(piece.size for piece in group.pieces)): group for group in groups}
-    return list(kinds.values())
+def update_bytes(kept: int, kind: str) -> int:
+    """Return what an update takes beside all that is there, at most, bytes.
+
+    Args:
+        kept: bytes that the optimiser keeps of all weights.
+        kind: of the device.
+    """
+    return _ROOMS * torch.float32.itemsize * min(_piece(kind), kept // _KEPT_BYTES)
 
 
 class MasterAdamW:
@@ -115,13 +125,13 @@ class MasterAdamW:
         strange = next((one for one in parameters if one.dtype not in (torch.bfloat16, torch.float32)), None)
         if strange is not None:
             raise ContractError(f"weights are trained in bf16 or float32, not {strange.dtype}: cast them", "adapt")
-        size = PIECE.get(kind_of(parameters[0].device), PIECE["cpu"])
+        size = _piece(kind_of(parameters[0].device))
         self._parameters = parameters
         self._kept: dict[str, Tensor] = {}
-        self.groups: list[Group] = []
+        self._groups: list[Group] = []
         for dtype in (torch.bfloat16, torch.float32):
             pieces = [piece for one in parameters if one.dtype == dtype for piece in _pieces(one, size)]
-            self.groups += self._take(str(dtype).removeprefix("torch."), _grouped(pieces, size))
+            self._groups += self._take(str(dtype).removeprefix("torch."), _grouped(pieces, size))
         self._rate, self._decay = learning_rate, weight_decay
 
     def _take(self, precision: str, groups: list[list[Piece]]) -> Iterator[Group]:
@@ -166,20 +176,19 @@ class MasterAdamW:
     def gradient_norm(self) -> Tensor:
         """Return the 2-norm of all gradients that lie here together, a float32 scalar."""
         (room,) = self._rooms(1)
-        gradients = (piece.gradient for group in self.groups for piece in group.pieces)
+        gradients = (piece.gradient for group in self._groups for piece in group.pieces)
         squares = [_square(one, room) for one in gradients if one is not None]
         return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=self._parameters[0].device)
 
     @torch.no_grad()
-    def step(self, scale: float = 1.0, groups: Iterable[Group] | None = None) -> None:
+    def step(self, scale: float = 1.0) -> None:
         """Move the weights by their gradients.
 
         Args:
             scale: what the gradients are multiplied by before.
-            groups: those of `groups` that are moved; None for all.
         """
-        rooms = self._rooms(3)
-        for group in self.groups if groups is None else groups:
+        rooms = self._rooms(_ROOMS)
+        for group in self._groups:
             self._move(group, scale, *(room[: group.size] for room in rooms))
 
     def _move(self, group: Group, scale: float, weights: Tensor, gradients: Tensor, first: Tensor) -> None:
@@ -226,7 +235,7 @@ class MasterAdamW:
 
     def _rooms(self, count: int) -> list[Tensor]:
         """Return room for a group in float32: taken once a step, for fresh memory costs more than sums."""
-        size = max((group.size for group in self.groups), default=0)
+        size = max((group.size for group in self._groups), default=0)
         return [torch.empty(size, device=self._parameters[0].device) for _ in range(count)]
 
     def zero_grad(self) -> None:
@@ -249,6 +258,11 @@ def _square(gradient: Tensor, room: Tensor) -> Tensor:
     flat = gradient.reshape(-1)
     wide = flat if flat.dtype.itemsize > 2 else room[: len(flat)].copy_(flat)
     return torch.dot(wide, wide)
+
+
+def _piece(kind: str) -> int:
+    """Return how many weights are updated together on a kind of device."""
+    return PIECE.get(kind, PIECE["cpu"])
 
 
 def _pieces(weight: torch.nn.Parameter, size: int) -> Iterator[Piece]:

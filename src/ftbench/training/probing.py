@@ -92,24 +92,19 @@ class Probe(Training):
         return is_padded(self.model, packed=self.packed)
 
     def _update(self, optimiser: "MasterAdamW", parameters: "list[torch.nn.Parameter]") -> Parts:
-        """Probe the update, which is the same however a step is cut.
+        """Return what is there while weights are updated, which is the same however a step is cut.
 
-        It is the first one, for with very many weights it takes most of the time, and so the optimiser's state comes up
-        within it; that is told from what the update holds for itself by what is there at its end.
+        What the update takes beside is no straight line in the number of layers, and is left out (`update_bytes`).
         """
         import torch
-
-        from ftbench.training.optimiser import one_of_each
 
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter.detach())
         ledger = Ledger()
-        with counted(ledger, self.model, optimiser.tensors), ledger.moment(UPDATE):
-            optimiser.step(groups=one_of_each(optimiser.groups))
-            ledger.claim("optimiser", optimiser.tensors)
-            kept, highest = ledger.now, ledger.peaks[UPDATE].total
+        with counted(ledger, self.model, optimiser.tensors):
+            kept = ledger.now
         optimiser.zero_grad()
-        return replace(kept, activations=kept.activations + highest - kept.total)
+        return kept
 
     def _keep(self, way: Cut, found: Mapping[str, Parts]) -> None:
         peaks = self.found.setdefault(way, {})
