@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hostile import fuzz
+from fuzzing import fuzz
 from origin import machine, now
 from served import Told, ask, serving
 from soaking import soak

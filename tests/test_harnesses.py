@@ -37,6 +37,16 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return _benchmark("answers", monkeypatch)
+
+
+@pytest.fixture
+def fuzzing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return _benchmark("fuzzing", monkeypatch)
+
+
+@pytest.fixture
 def soaking(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return _benchmark("soaking", monkeypatch)
 
@@ -105,44 +115,44 @@ def stream(*reasons: str | None, end: str = "[DONE]") -> str:
     ],
 )
 def test_a_response_is_a_fault_where_the_server_failed(
-    hostile: ModuleType, response: httpx.Response, fault: str | None
+    answers: ModuleType, hostile: ModuleType, response: httpx.Response, fault: str | None
 ) -> None:
-    found = hostile.fault_of(asked(hostile, 200, 400), response)
+    found = answers.fault_of(asked(hostile, 200, 400), response)
     assert found is None if fault is None else fault in found
 
 
-def test_a_bad_model_is_never_answered(hostile: ModuleType) -> None:
+def test_a_bad_model_is_never_answered(answers: ModuleType, hostile: ModuleType) -> None:
     seen = 0
     for number in range(400):
         made = hostile.request(random.Random(number), "base")
         if made.kind == "field model":
             seen += 1
-            assert hostile.fault_of(made, answered(200, reply(model=json.loads(made.body)["model"])))
-            assert len(made.body) > 256_000 or not hostile.fault_of(made, answered(404, told("model_not_found")))
+            assert answers.fault_of(made, answered(200, reply(model=json.loads(made.body)["model"])))
+            assert len(made.body) > 256_000 or not answers.fault_of(made, answered(404, told("model_not_found")))
     assert seen > 2
 
 
-def test_where_the_server_lies_is_a_leak(hostile: ModuleType, tmp_path: Path) -> None:
-    leak = hostile.leaks_of(tmp_path / "runs" / "lora-s0-1")
+def test_where_the_server_lies_is_a_leak(answers: ModuleType, hostile: ModuleType, tmp_path: Path) -> None:
+    leak = answers.leaks_of(tmp_path / "runs" / "lora-s0-1")
     for place in (tmp_path / "runs" / "lora-s0-1", tmp_path / "runs", sys.prefix, Path.home()):
         body = {"error": {**FIELDS, "code": "x", "message": f"no {place}"}}
-        assert "too much" in hostile.fault_of(asked(hostile, 400), answered(400, body), leak)
-    assert hostile.fault_of(asked(hostile, 400), answered(400, told("x"), Location=f"{tmp_path}/runs"), leak)
-    assert hostile.fault_of(asked(hostile, 400), answered(400, told("x")), leak) is None
+        assert "too much" in answers.fault_of(asked(hostile, 400), answered(400, body), leak)
+    assert answers.fault_of(asked(hostile, 400), answered(400, told("x"), Location=f"{tmp_path}/runs"), leak)
+    assert answers.fault_of(asked(hostile, 400), answered(400, told("x")), leak) is None
 
 
-def test_hostile_requests_of_every_kind_must_be_answered(hostile: ModuleType) -> None:
+def test_hostile_requests_of_every_kind_must_be_answered(fuzzing: ModuleType, hostile: ModuleType) -> None:
     good = Counter({(kind, "400"): 10 for kind in hostile.KINDS})
     good.update({("oversized", "413"): 1, ("nasty text", "200"): 1, ("headers", "200"): 1, ("headers", "403"): 1})
-    assert hostile.lacks(good) == []
-    assert hostile.lacks(good + Counter({("path", "503"): 20, ("path", "429"): 20})) == []
+    assert fuzzing.lacks(good) == []
+    assert fuzzing.lacks(good + Counter({("path", "503"): 20, ("path", "429"): 20})) == []
     for kind, outcome in (("oversized", "413"), ("nasty text", "200"), ("headers", "403")):
         without = Counter({key: count for key, count in good.items() if key != (kind, outcome)})
-        assert hostile.lacks(without) == [f"no {kind!r} was answered with {outcome}"]
+        assert fuzzing.lacks(without) == [f"no {kind!r} was answered with {outcome}"]
     busy = Counter({(kind, "503"): 10 for kind in hostile.KINDS})
-    assert len(hostile.lacks(busy)) == len(hostile.KINDS) + 5
+    assert len(fuzzing.lacks(busy)) == len(hostile.KINDS) + 5
     broken = good + Counter({("oversized", "ReadError"): 100})
-    assert hostile.lacks(broken) == [f"{good.total()} of {broken.total()} requests were answered"]
+    assert fuzzing.lacks(broken) == [f"{good.total()} of {broken.total()} requests were answered"]
 
 
 @pytest.mark.parametrize(
@@ -158,28 +168,30 @@ def test_hostile_requests_of_every_kind_must_be_answered(hostile: ModuleType) ->
     ],
 )
 def test_a_connection_that_breaks_is_a_fault_unless_the_body_was_too_long(
-    hostile: ModuleType, error: Exception, size: int, outcome: str | None, faulty: bool
+    fuzzing: ModuleType, hostile: ModuleType, error: Exception, size: int, outcome: str | None, faulty: bool
 ) -> None:
     def fail(_: httpx.Request) -> httpx.Response:
         raise error
 
     with httpx.Client(base_url="http://127.0.0.1", transport=httpx.MockTransport(fail)) as client:
-        found, fault = hostile.attempt(client, asked(hostile, 400, body=b"x" * size))
+        found, fault = fuzzing.attempt(client, asked(hostile, 400, body=b"x" * size))
     assert (found, fault is not None) == (outcome, faulty)
 
 
-def test_every_drawn_request_is_sent_or_told_to_be_none(hostile: ModuleType) -> None:
+def test_every_drawn_request_is_sent_or_told_to_be_none(fuzzing: ModuleType, hostile: ModuleType) -> None:
     with httpx.Client(
         base_url="http://127.0.0.1", transport=httpx.MockTransport(lambda _: answered(400, told("x")))
     ) as client:
         draw = random.Random(1)
-        found = [hostile.attempt(client, hostile.request(draw, "base"))[0] for _ in range(300)]
+        found = [fuzzing.attempt(client, hostile.request(draw, "base"))[0] for _ in range(300)]
         unsent = replace(asked(hostile, 400), path="/\x00")
-        assert hostile.attempt(client, unsent) == (None, None)
+        assert fuzzing.attempt(client, unsent) == (None, None)
     assert set(found) == {"400"}
 
 
-def test_a_real_server_stands_hostile_requests(hostile: ModuleType, tiny_llama: Path) -> None:
+def test_a_real_server_stands_hostile_requests(
+    answers: ModuleType, fuzzing: ModuleType, hostile: ModuleType, tiny_llama: Path
+) -> None:
     statuses: Counter[tuple[str, str]] = Counter()
     faults = []
     with (
@@ -188,11 +200,11 @@ def test_a_real_server_stands_hostile_requests(hostile: ModuleType, tiny_llama: 
     ):
         for number in range(300):
             made = hostile.request(random.Random(f"1 {number}"), "base")
-            outcome, fault = hostile.attempt(client, made, hostile.leaks_of(tiny_llama))
+            outcome, fault = fuzzing.attempt(client, made, answers.leaks_of(tiny_llama))
             statuses[made.kind, outcome or "not sent"] += 1
             faults += [fault] if fault else []
     assert not faults
-    assert hostile.lacks(statuses) == []
+    assert fuzzing.lacks(statuses) == []
 
 
 # The soak
