@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ftbench.errors import FtbenchError, UsageError
 from ftbench.execution.reloading import Reloaded, reload_run
 from ftbench.export.card import model_card
-from ftbench.files import disk_error, sync_folder, write_text
+from ftbench.files import disk_error, follow_umask, sync_folder, write_text
 from ftbench.models.loading import load_plain
 from ftbench.models.precision import Precision
 from ftbench.models.template import template_of
@@ -41,8 +41,8 @@ def export_folder(run: Run, registry: Registry, to: Path) -> Written:
     try:
         with staging(to.parent) as folder:
             written = write_model(run, registry, folder)
+            follow_umask(folder)  # a server may be another user
             sync_folder(folder)
-            folder.chmod(0o755)
             folder.rename(to)
     except OSError as error:
         raise disk_error(to, error) from error
@@ -70,8 +70,6 @@ def write_model(run: Run, registry: Registry, folder: Path) -> Written:
         tokenizer.init_kwargs.pop(how, None)
     tokenizer.save_pretrained(folder)
     write_text(folder / "README.md", model_card(run, loaded.precision, needs))
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes for its owner alone, and a server may be another user
     return Written(loaded.precision, needs)
 
 

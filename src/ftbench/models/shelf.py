@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor  # which torch itself has i
 
 from ftbench.memory.fit import trim_heap
 
-SLAB_BYTES = 2**23
-"""Memory that is taken at a time, at most, for tensors that are smaller."""
+SLAB_BYTES = 2**25
+"""Memory that is taken at a time, at most, for tensors that are smaller: what is left at its end is empty."""
 _SHARE = 16
 """A new slab is as large as what one forward pass has put there, divided by this, so that little is taken in vain."""
 _WORTH_BYTES = 2**20
@@ -88,8 +88,6 @@ class Lease:
         slab = next((one for one in self.slabs if one.taken + size <= len(one.memory)), None)
         if slab is None:
             wanted = min(SLAB_BYTES, self.filled // _SHARE)
-            # Those of one size come in numbers: what would be left behind the last whole one would be left empty.
-            wanted -= wanted % size
             memory = self.shelf.slab(size, size if fake or wanted < _WORTH_BYTES else wanted)
             slab = Slab(memory.view(-1))
             self.slabs.append(slab)

@@ -15,7 +15,7 @@ from typing import Literal
 from ftbench.algorithm import NO_ADAPTER
 from ftbench.contract import ALL
 from ftbench.errors import UsageError
-from ftbench.files import disk_error, sync_folder
+from ftbench.files import disk_error, follow_umask, sync_folder
 from ftbench.plugins import GROUP
 from ftbench.registry import Registry
 
@@ -92,7 +92,7 @@ def write_plugin(names: Names, changes: Changes, out: Path) -> Path:
         for path, text in _texts(names, changes).items():
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             (staging / path).write_text(text, "utf-8")
-        staging.chmod(0o755)
+        follow_umask(staging)
         sync_folder(staging)
         staging.rename(target)
     except OSError as error:
