@@ -88,7 +88,8 @@ class Lease:
         slab = next((one for one in self.slabs if one.taken + size <= len(one.memory)), None)
         if slab is None:
             wanted = min(SLAB_BYTES, self.filled // _SHARE)
-            memory = self.shelf.slab(size, size if fake or wanted < _WORTH_BYTES else wanted)
+            shared = not fake and wanted >= max(_WORTH_BYTES, 2 * size)  # else a second of this size would not fit
+            memory = self.shelf.slab(size, wanted if shared else size)
             slab = Slab(memory.view(-1))
             self.slabs.append(slab)
         place = slab.memory[slab.taken : slab.taken + tensor.nbytes].view(tensor.dtype)
