@@ -26,7 +26,7 @@ from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.store import read_runs
 from ftbench.training.batching import batch_tokens
-from ftbench.training.sharding import Ranks, deal
+from ftbench.training.sharding import Ranks, deal, decoder_layers
 from rank import CASES, plan_of, train
 from strangers import command_line, environment, ftbench, install
 from tiny import draw_pairs
@@ -98,7 +98,9 @@ def test_the_plan_counts_what_a_rank_holds(case: str, models: Path, together: Pa
         question = Question(load_config(folder), plan, CPU, precision, None, devices)
         found.append(forecast(question, load_plugins().make(name, options), [way])[0].peak)
     counted = max(sum(peak["train"].values()) for peak in peaks)
-    assert found[1].total == pytest.approx(counted, rel=0.05)
+    # Whether the next layer's values come in before this one's have gone is a matter of timing.
+    layer = sum(one.nbytes for one in decoder_layers(load_model(folder, CPU, precision))[0].parameters())
+    assert abs(found[1].total - counted) <= 0.05 * counted + layer
     assert found[1].optimiser == pytest.approx(found[0].optimiser / 2, rel=0.01)
     assert found[1].total < 0.9 * found[0].total
 
