@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen3Config
 from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from ftbench.models import norm
+from ftbench.models.blocks import blocks
 from ftbench.models.gated import Gate, GatedMLP
 from ftbench.models.layers import use_own_layers
 from ftbench.models.norm import Normalise, RMSNorm
@@ -125,3 +127,15 @@ def test_other_layers_stay() -> None:
     before = [type(module) for module in model]
     use_own_layers(model)
     assert [type(module) for module in model] == before
+
+
+@pytest.mark.parametrize(("count", "seen"), [(0, []), (3, [0]), (8, [0, 4]), (10, [0, 4, 8]), (100, [0, 4, 96])])
+def test_without_values_only_the_blocks_that_take_different_memory_are_gone_through(
+    count: int, seen: list[int]
+) -> None:
+    rows = torch.empty(count, 2)
+    assert torch.cat([torch.arange(count)[one] for one in blocks(rows, 4)] or [torch.empty(0)]).tolist() == list(
+        range(count)
+    )
+    with FakeTensorMode():
+        assert [one.start for one in blocks(torch.empty(count, 2), 4)] == seen

@@ -355,6 +355,20 @@ def test_a_plan_says_what_it_is_for(deep_llama: Path, capsys: pytest.CaptureFixt
     assert "- planned for cuda, in bf16" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("filed", "said"), [("float32", True), ("bfloat16", False)])
+def test_a_plan_says_where_loading_takes_more_than_training(
+    filed: str, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {**LLAMA_8B, "torch_dtype": filed}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = ["plan", "--algo", "lora", "--model", str(tmp_path), "--memory-budget", "1GiB", "--set", "precision=bf16"]
+    with pytest.raises(SystemExit):
+        main(asked)
+    out = capsys.readouterr().out
+    assert "no: needs" in out
+    assert ("- lora: loading takes more than training: 44.87 GiB" in out) == said
+
+
 def test_an_algorithm_that_looks_at_values_or_brings_its_own_trainer_cannot_be_predicted(deep_llama: Path) -> None:
     plan = make_plan((40, 40), pairs=True)
     with pytest.raises(Unpredictable, match="trainer of its own"):

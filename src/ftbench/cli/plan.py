@@ -49,12 +49,13 @@ def command(
         _print(rows, planner.notes)
 
 
-def _print(rows: "Sequence[PlannedRun]", notes: Sequence[str]) -> None:
+def _print(rows: "Sequence[PlannedRun]", general: Sequence[str]) -> None:
     from ftbench.memory.budget import format_bytes
 
     budgets = any(row.memory_budget for row in rows)
     parts = ("parameters", "gradients", "optimiser", "activations", "logits")
     lines = []
+    notes: list[str] = []
     for row in rows:
         plan = row.plan
         if plan is None or plan.predicted_bytes is None:
@@ -68,6 +69,8 @@ def _print(rows: "Sequence[PlannedRun]", notes: Sequence[str]) -> None:
         line += [format_bytes(plan.predicted_bytes), *(format_bytes(plan.predicted_parts[part]) for part in parts)]
         line += [f"{plan.micro_batch_tokens:,}", str(plan.accumulation), "yes" if plan.checkpointing else "no"]
         lines.append(line)
+        if plan.fits is False and (plan.loading_bytes or 0) > plan.predicted_bytes:
+            notes.append(f"{row.algorithm}: loading takes more than training: {format_bytes(plan.loading_bytes or 0)}")
     headings = ["algorithm", *(["budget", "fits"] if budgets else []), "peak", *parts]
     headings += ["micro-batch (tokens)", "micro-batches a step", "checkpointing"]
     if lines:
@@ -76,5 +79,5 @@ def _print(rows: "Sequence[PlannedRun]", notes: Sequence[str]) -> None:
     for row in rows:
         if row.reason:
             click.echo(f"- {row.algorithm}: {row.reason}")
-    for note in notes:
+    for note in [*notes, *general]:
         click.echo(f"- {note}")

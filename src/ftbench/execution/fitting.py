@@ -98,5 +98,6 @@ def _as_plan(chosen: Forecast, fits: bool | None, place: tuple[str, str]) -> Mem
         predicted_bytes=chosen.peak.total,
         predicted_parts=asdict(chosen.peak),
         moment=chosen.moment,
+        loading_bytes=chosen.load,
         needed_bytes=budget_for(chosen.need, *place),
     )

@@ -4,15 +4,15 @@ For 1,000 tokens and 49,152 words, logits, their softmax and its gradient take 6
 chunk of tokens, are dropped, and are computed again in the backward pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor  # which torch itself has imported
 
 from ftbench.memory.standin import kind_of
+from ftbench.models.blocks import blocks
 from ftbench.models.precision import wide_dtype
 from ftbench.models.vocabulary import InPlace
 
@@ -98,21 +98,10 @@ class TokenLogProbs(torch.autograd.Function):
         return by_hidden, None if added else by_weight, by_bias, None, None, None, None
 
 
-def _starts(rows: Tensor, size: int) -> Sequence[int]:
-    """Return where each piece of so many rows begins.
-
-    Without values, only of the pieces that take different memory: the first, the second, beside which something of
-    the first still stands, and the last, which may be smaller.
-    """
-    every = range(0, len(rows), size)
-    return [*every[:2], *every[2:][-1:]] if isinstance(rows, FakeTensor) else every
-
-
 def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield the logits of a chunk of tokens after the other, `[chunk, vocabulary]`, in the same memory."""
     room = hidden.new_empty(min(chunk, len(hidden)), len(weight))
-    for begin in _starts(hidden, chunk):
-        rows = slice(begin, begin + chunk)
+    for rows in blocks(hidden, chunk):
         logits = room[: len(hidden[rows])]
         if bias is None:
             torch.mm(hidden[rows], weight.T, out=logits)
@@ -124,8 +113,7 @@ def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> 
 def _widened(logits: Tensor, wide: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield copies of a few rows after the others in float32, in the same memory."""
     room = torch.empty(min(wide, len(logits)), logits.shape[1], dtype=wide_dtype(logits.dtype), device=logits.device)
-    for begin in _starts(logits, wide):
-        rows = slice(begin, begin + wide)
+    for rows in blocks(logits, wide):
         yield rows, room[: len(logits[rows])].copy_(logits[rows])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftbench.models.blocks import blocks
 from ftbench.models.precision import wide_dtype
 from ftbench.models.saved import can_be_computed_again
 
@@ -30,7 +31,7 @@ class Normalise(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         scale = torch.empty(len(flat), 1, dtype=wide_dtype(x.dtype), device=x.device)
         found = x.new_empty(x.shape)
-        for rows in _blocks(flat):
+        for rows in _few(flat):
             wide = flat[rows].to(scale.dtype, copy=True)
             scale[rows] = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             _scale(wide, scale[rows], weight, found.view(flat.shape)[rows])
@@ -46,7 +47,7 @@ class Normalise(torch.autograd.Function):
         wide = weight.to(scale.dtype)
         by_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         by_weight = torch.zeros_like(wide) if ctx.needs_input_grad[1] else None
-        for rows in _blocks(flat):
+        for rows in _few(flat):
             normal = flat[rows].to(scale.dtype, copy=True).mul_(scale[rows])
             error = grad[rows].to(scale.dtype, copy=True)
             product = error * normal
@@ -66,7 +67,7 @@ def rescaled(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Return what `Normalise` has made of `x`, `[..., dim]`, from the scale that it found."""
     flat = x.reshape(-1, x.shape[-1])
     found = torch.empty_like(flat)
-    for rows in _blocks(flat):
+    for rows in _few(flat):
         _scale(flat[rows].to(scale.dtype, copy=True), scale[rows], weight, found[rows])
     return found.view(x.shape)
 
@@ -77,9 +78,8 @@ def _scale(wide: Tensor, scale: Tensor, weight: Tensor, found: Tensor) -> None:
     found *= weight
 
 
-def _blocks(flat: Tensor) -> Iterator[slice]:
-    size = max(1, BLOCK // flat.shape[-1])
-    return (slice(begin, begin + size) for begin in range(0, len(flat), size))
+def _few(flat: Tensor) -> Iterator[slice]:
+    return blocks(flat, max(1, BLOCK // flat.shape[-1]))
 
 
 def _kernel(x: Tensor, weight: Tensor, eps: float) -> Tensor:

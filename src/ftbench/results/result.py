@@ -124,6 +124,7 @@ class MemoryPlan(BaseModel):
     predicted_bytes: int | None = None
     predicted_parts: dict[str, int] = Field(default_factory=dict)
     moment: str | None = Field(None, description="when the peak is reached")
+    loading_bytes: int | None = Field(None, description="what loading the model takes before")
     needed_bytes: int | None = Field(
         None, description="the budget that should do: for this cut where it fits, else the smallest"
     )
