@@ -1,3 +1,5 @@
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from ftbench.errors import UsageError
 from ftbench.memory.budget import device_memory, enforce_budget, format_bytes, parse_bytes
 from ftbench.memory.fit import is_out_of_memory
+from ftbench.memory.heap import prompt_memory
 from ftbench.memory.meter import Highest, Meter
 
 MIB = 2**20
@@ -120,6 +123,36 @@ def test_allocations_within_the_budget_succeed_and_beyond_it_fail_cleanly() -> N
     assert "DefaultCPUAllocator" in beyond
     assert "allocate" in beyond
     assert after == "380 made 1"
+
+
+HOLES = """
+import torch
+from ftbench.memory.budget import data_bytes
+
+small, kept = [], []
+before = data_bytes()
+for turn in range(60):
+    made = [torch.empty(220_000 + 4 * (turn // 15)) for _ in range(6)]  # of each length by which they can be aligned
+    kept.append(made[0])
+    del made
+    small += [torch.empty(2) for _ in range(40)]
+print(data_bytes() - before - sum(one.nbytes for one in kept))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+@pytest.mark.parametrize("limited", [True, False])
+def test_what_is_freed_between_tensors_that_stay_is_used_again(limited: bool) -> None:
+    settings = {**os.environ, **prompt_memory(limited=limited)}
+    done = subprocess.run([sys.executable, "-c", HOLES], env=settings, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 8 * MIB  # beside 50 MiB that stay; 140 more with glibc 2.36 as it is
+
+
+def test_the_settings_are_added_to_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=1")
+    assert prompt_memory(limited=False)["GLIBC_TUNABLES"].startswith("glibc.malloc.perturb=1:glibc.malloc.tcache")
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert prompt_memory(limited=False)["GLIBC_TUNABLES"].startswith("glibc.malloc.tcache")
 
 
 def test_without_a_budget_nothing_is_limited() -> None:
