@@ -9,15 +9,13 @@ algorithm takes longer than its model's limit, or more memory than any may.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 from origin import machine, now
-from timed import once
+from timed import once, python
 
 HERE = Path(__file__).parent
 CASES = [
@@ -29,7 +27,7 @@ CASES = [
     ("llama-8b", "24GiB", "bf16", ["full"]),
     ("llama-8b", "24GiB", "bf16", ["lora"]),
     ("llama-8b", "24GiB", "bf16", ["dpo"]),
-    ("llama-8b", "24GiB", "float32", ["dpo"]),  # nothing fits, and every cut is tried
+    ("llama-8b", "24GiB", "float32", ["dpo"]),  # loading alone does not fit
     ("llama-8b", "24GiB", "bf16", ["all"]),
     ("llama-70b", "80GiB", "bf16", ["lora"]),
 ]
@@ -39,13 +37,6 @@ LIMITS = {"llama-0.1b": 5.0, "llama-8b": 15.0}
 MOST = 2**30
 """Bytes that any plan may take itself."""
 IMPORTS = "import torch; from transformers import LlamaForCausalLM"
-
-
-def importing() -> float:
-    """Return the seconds of a process that imports the libraries and ends."""
-    start = perf_counter()
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
-    return perf_counter() - start
 
 
 def main() -> None:
@@ -60,7 +51,7 @@ def main() -> None:
         arguments += ["--set", f"precision={precision}"]
         imports, found = [], []
         for _ in range(TIMES):
-            imports.append(importing())
+            imports.append(python(["-c", IMPORTS])[0])
             found.append(once(arguments))
         limit = None if algorithms == ["all"] else LIMITS.get(model)
         row: dict[str, Any] = {

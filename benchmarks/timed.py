@@ -1,4 +1,4 @@
-"""A command of ftbench in a process of its own: what it took."""
+"""A command of ftbench, or anything in Python, in a process of its own: what it took."""
 
 import os
 import subprocess
@@ -8,13 +8,18 @@ from typing import IO
 
 
 def once(arguments: list[str], out: int | IO[str] = subprocess.DEVNULL) -> tuple[float, int]:
-    """Return the seconds of one command and its highest resident memory, bytes; what it prints goes to `out`.
+    """Return the seconds of one command and its highest resident memory, bytes; what it prints goes to `out`."""
+    return python(["-m", "ftbench", *arguments], out)
+
+
+def python(arguments: list[str], out: int | IO[str] = subprocess.DEVNULL) -> tuple[float, int]:
+    """Return the same of Python itself.
 
     Raises:
         SystemExit: it did not end well.
     """
     start = perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "ftbench", *arguments], stdout=out)
+    process = subprocess.Popen([sys.executable, *arguments], stdout=out)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(arguments)} ended with {os.waitstatus_to_exitcode(status)}")

@@ -49,13 +49,12 @@ def command(
         _print(rows, planner.notes)
 
 
-def _print(rows: "Sequence[PlannedRun]", general: Sequence[str]) -> None:
+def _print(rows: "Sequence[PlannedRun]", notes: Sequence[str]) -> None:
     from ftbench.memory.budget import format_bytes
 
     budgets = any(row.memory_budget for row in rows)
     parts = ("parameters", "gradients", "optimiser", "activations", "logits")
     lines = []
-    notes: list[str] = []
     for row in rows:
         plan = row.plan
         if plan is None or plan.predicted_bytes is None:
@@ -69,8 +68,6 @@ def _print(rows: "Sequence[PlannedRun]", general: Sequence[str]) -> None:
         line += [format_bytes(plan.predicted_bytes), *(format_bytes(plan.predicted_parts[part]) for part in parts)]
         line += [f"{plan.micro_batch_tokens:,}", str(plan.accumulation), "yes" if plan.checkpointing else "no"]
         lines.append(line)
-        if plan.fits is False and (plan.loading_bytes or 0) > plan.predicted_bytes:
-            notes.append(f"{row.algorithm}: loading takes more than training: {format_bytes(plan.loading_bytes or 0)}")
     headings = ["algorithm", *(["budget", "fits"] if budgets else []), "peak", *parts]
     headings += ["micro-batch (tokens)", "micro-batches a step", "checkpointing"]
     if lines:
@@ -79,5 +76,8 @@ def _print(rows: "Sequence[PlannedRun]", general: Sequence[str]) -> None:
     for row in rows:
         if row.reason:
             click.echo(f"- {row.algorithm}: {row.reason}")
-    for note in [*notes, *general]:
+        plan = row.plan
+        if plan and plan.fits is False and (plan.loading_bytes or 0) > (plan.predicted_bytes or 0):
+            click.echo(f"- {row.algorithm}: loading takes more than training: {format_bytes(plan.loading_bytes or 0)}")
+    for note in notes:
         click.echo(f"- {note}")

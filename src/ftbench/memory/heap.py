@@ -33,9 +33,9 @@ def prompt_memory(*, limited: bool) -> dict[str, str]:
     1 MB for each of the last 1024 shapes it met, and rows without padding have a new shape in each step. Both together
     held 2.8 GiB beside 1.1 GiB of tensors; letting them go costs a few percent of the speed.
 
-    torch asks for blocks that begin at a multiple of 64 bytes. Up to 2.38, glibc cuts such a block from a larger one,
-    and keeps the slivers before and behind it for the next small thing that is asked for: where it was, no other of its
-    size finds room again. Slivers that are not kept grow together with the block when it is freed: 80 to 230 MiB
+    torch asks for blocks that begin at a multiple of 64 bytes. glibc (seen in 2.36) cuts such a block from a larger
+    one, and keeps the slivers before and behind it for the next small thing that is asked for: where it was, no other
+    of its size finds room again. Slivers that are not kept grow together with the block when it is freed: 60 to 230 MiB
     beside the tensors of a training in float32, which had been up to 430, at the same speed.
 
     Args:
