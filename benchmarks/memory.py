@@ -1,13 +1,15 @@
 """Prediction against measurement: what training takes in memory, over algorithms, batches and lengths.
 
-python benchmarks/memory.py cpu                               live tensor bytes; 40 cases, minutes each under load
+python benchmarks/memory.py cpu                               live tensor bytes; 40 cases in a quarter of an hour
+python benchmarks/memory.py cpu --precision float32           as where there is no bf16
 python benchmarks/memory.py cuda --minutes 12                 bytes allocated, 0.1B to 8B; for a card of 80 GiB and more
 python benchmarks/memory.py cuda --models llama-8b --to FILE
 
 Each case predicts from the configuration, then trains a model with random weights for five steps, under the budget that
-the prediction asks for: whether what should fit does is measured as well. On the CPU a case is a process of its own, on
-CUDA a model's are one. A line a case, with when, where and of which code it is, is added to
-benchmarks/memory/DEVICE.jsonl or FILE; cases that are there are not made again: what --minutes cut short goes on.
+the prediction asks for: whether what should fit does is measured as well, and on the CPU what the process held beside
+the tensors at most, looked at every few milliseconds. On the CPU a case is a process of its own, on CUDA a model's are
+one. A line a case, with when, where and of which code it is, is added to benchmarks/memory/DEVICE-PRECISION.jsonl or
+FILE; cases that are there are not made again: what --minutes cut short goes on.
 It exits with 1 where a prediction is more than 5 % wrong, or something that should fit does not.
 """
 
@@ -18,10 +20,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftbench.models.precision import Precision
 
 HERE = Path(__file__).parent
 MODELS = {"cpu": ["llama-0.1b"], "cuda": ["llama-0.1b", "llama-0.4b", "llama-1.7b", "llama-8b"]}
@@ -45,28 +52,38 @@ def main() -> None:
     """Make all cases that are not there yet, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("device", choices=MODELS)
+    parser.add_argument("--precision", choices=["bf16", "float32"], help="by default what a run here would take")
     parser.add_argument("--models", help="some of them, with commas between")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after so many")
-    parser.add_argument("--to", type=Path, help="where lines are added, in place of benchmarks/memory/DEVICE.jsonl")
+    parser.add_argument("--to", type=Path, help="where lines are added, in place of benchmarks/memory")
     parser.add_argument("--cases", help="a list as JSON: what the processes are called with")
     given = parser.parse_args()
     end = time.time() + 60 * given.minutes
     if given.cases:
-        _work(json.loads(given.cases), end)
+        _work(json.loads(given.cases), given.precision, end)
         return
-    path = given.to or HERE / "memory" / f"{given.device}.jsonl"
+    precision = given.precision or _usual_precision(given.device)
+    path = given.to or HERE / "memory" / f"{given.device}-{precision}.jsonl"
     path.parent.mkdir(exist_ok=True)
     lines = path.read_text().splitlines() if path.exists() else []
     rows = {json.dumps(row["case"]): row for row in map(json.loads, lines) if "environment" in row}
     models = given.models.split(",") if given.models else MODELS[given.device]
     for cases in _groups(given.device, models):
         left = [case for case in cases if json.dumps(case) not in rows]
-        for row in _made(left, end):
+        for row in _made(left, precision, end):
             rows[json.dumps(row["case"])] = row
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(_line(row), flush=True)
     sys.exit(_summary(list(rows.values())))
+
+
+def _usual_precision(device: str) -> "Precision":
+    import torch
+
+    from ftbench.models.precision import choose_precision
+
+    return choose_precision("auto", torch.device(device))
 
 
 def _groups(device: str, models: list[str]) -> list[list[Case]]:
@@ -84,14 +101,15 @@ def _groups(device: str, models: list[str]) -> list[list[Case]]:
     ]
 
 
-def _made(cases: list[Case], end: float) -> Iterator[Row]:
+def _made(cases: list[Case], precision: "Precision", end: float) -> Iterator[Row]:
     """Yield the rows of cases that one process makes before the end; what a killed one had predicted is kept."""
     from ftbench.memory.heap import prompt_memory
 
     minutes = (end - time.time()) / 60
     if not cases or minutes <= 0:
         return
-    command = [sys.executable, __file__, cases[0]["device"], "--cases", json.dumps(cases), "--minutes", str(minutes)]
+    command = [sys.executable, __file__, cases[0]["device"], "--precision", precision]
+    command += ["--cases", json.dumps(cases), "--minutes", str(minutes)]
     variables = {**os.environ, **prompt_memory(limited=True)}
     begun: Row | None = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
@@ -110,7 +128,7 @@ def _made(cases: list[Case], end: float) -> Iterator[Row]:
         raise SystemExit(f"a process ended with code {process.returncode} between cases; see above")
 
 
-def _work(cases: list[Case], end: float) -> None:
+def _work(cases: list[Case], precision: "Precision", end: float) -> None:
     """Make cases, and print a line as each is predicted and as it is done."""
     from ftbench.memory.fit import free_memory, is_out_of_memory
 
@@ -119,7 +137,7 @@ def _work(cases: list[Case], end: float) -> None:
             return
         row: Row = {"case": case, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         try:
-            _carry_out(case, row)
+            _carry_out(case, precision, row)
         except Exception as error:
             row["oom"] = is_out_of_memory(error)
             row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -127,7 +145,7 @@ def _work(cases: list[Case], end: float) -> None:
         free_memory()
 
 
-def _carry_out(case: Case, row: Row) -> None:
+def _carry_out(case: Case, precision: "Precision", row: Row) -> None:
     """Predict a case, then measure it under the budget that it should fit into; `row` has what is known so far."""
     import torch
 
@@ -135,17 +153,15 @@ def _carry_out(case: Case, row: Row) -> None:
     from ftbench.execution.forecast import Question, forecast
     from ftbench.memory.budget import budget_for, device_memory, enforce_budget, lift_budget
     from ftbench.memory.plan import Cut
-    from ftbench.models.precision import choose_precision
     from ftbench.models.skeleton import load_config
     from ftbench.plugins import load_plugins
 
     registry, device = load_plugins(), torch.device(case["device"])
     plan = _plan(case, pairs=registry.make(case["algorithm"], {}).needs == "preferences")
     way = Cut(case["micro_batch"] * plan.examples[0].tokens, case["checkpointing"])
-    precision = choose_precision("auto", device)
     question = Question(load_config(HERE / "configs" / case["model"]), plan, device, precision)
     (predicted,) = forecast(question, registry.make(case["algorithm"], {}), [way])
-    budget = budget_for(predicted.peak.total, device.type, precision)
+    budget = budget_for(predicted.peak.total, device.type)
     include = {"hardware", "cores", "threads", "precision", "versions", "code"}
     row |= {
         "predicted": predicted.peak.total, "moment": predicted.moment, "budget": budget,
@@ -157,10 +173,33 @@ def _carry_out(case: Case, row: Row) -> None:
         return
     enforce_budget(budget, device)
     try:
-        row |= _measure(question, registry.make(case["algorithm"], {}), way)
+        with _data_seen() as seen:
+            row |= _measure(question, registry.make(case["algorithm"], {}), way)
     finally:
         lift_budget(device)
+    if case["device"] == "cpu":
+        row["beside"] = max(seen) - seen[0] - row["tensors"]
     row["error_percent"] = round(100 * (row["predicted"] / row["measured"] - 1), 2)
+
+
+@contextmanager
+def _data_seen() -> Iterator[list[int]]:
+    """Give a list that grows every few milliseconds: bytes that a budget on the CPU counts, from now on."""
+    from ftbench.memory.budget import data_bytes
+
+    seen, ended = [data_bytes()], Event()
+
+    def look() -> None:
+        while not ended.wait(0.005):
+            seen.append(data_bytes())
+
+    looking = Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        looking.join()
 
 
 def _measure(question: Any, algorithm: Any, way: Any) -> Row:
@@ -184,10 +223,14 @@ def _measure(question: Any, algorithm: Any, way: Any) -> Row:
     fit = Fit(way.micro_batch_tokens, way.checkpointing)
     settings = OptimiserSettings(1e-5, 0.0, 0.0, 1.0)
     training = Training(model, None, question.plan, fit, settings, lambda _: None, None, algorithm.packed)  # type: ignore[arg-type]
+    start = time.perf_counter()
     algorithm.train(training)
+    seconds = time.perf_counter() - start
     counted = max(parts.total for parts in training.watch.peaks.values())
     measured = torch.cuda.max_memory_allocated() if on_card else counted
-    return {"measured": measured, "tensors": counted, "reductions": len(fit.reductions)}
+    return {
+        "measured": measured, "tensors": counted, "reductions": len(fit.reductions), "seconds": round(seconds, 2)
+    }  # fmt: skip
 
 
 def _plan(case: Case, *, pairs: bool) -> Any:
@@ -212,7 +255,8 @@ def _line(row: Row) -> str:
         return f"{about}  {row['error']}"
     if not row["fits"]:
         return f"{about}  more than the device has"
-    return f"{about}  measured {row['measured'] / 2**30:6.2f} GiB  {row['error_percent']:+6.2f} %"
+    about += f"  measured {row['measured'] / 2**30:6.2f} GiB  {row['error_percent']:+6.2f} %"
+    return about + (f"  {row['beside'] / 2**20:4.0f} MiB beside" if "beside" in row else "")
 
 
 def _summary(rows: list[Row]) -> int:

@@ -65,7 +65,7 @@ def planned(*, fits: bool) -> MemoryPlan:
 )
 def test_what_was_in_memory_and_what_was_refused_make_a_budget_that_may_do(facts: Facts, there: int) -> None:
     said = explain_shortage(REFUSED, Recipe(memory_budget=100 * MIB), facts)
-    assert f"under a budget of 100.00 MiB; {format_bytes(budget_for(there + 3 * MIB, 'cpu', 'float32'))} may do" in said
+    assert f"under a budget of 100.00 MiB; {format_bytes(budget_for(there + 3 * MIB, 'cpu'))} may do" in said
     assert "\n" not in said
 
 
@@ -84,7 +84,7 @@ def test_what_hides_an_exhausted_memory_is_told_in_its_words() -> None:
     hidden.__context__ = REFUSED
     said = explain_shortage(hidden, Recipe(memory_budget=MIB), known(weights=10 * MIB))
     assert "tried to allocate 3145728 bytes" in said
-    assert f"{format_bytes(budget_for(13 * MIB, 'cpu', 'float32'))} may do" in said
+    assert f"{format_bytes(budget_for(13 * MIB, 'cpu'))} may do" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the budget of a process")

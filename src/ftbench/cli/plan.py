@@ -73,11 +73,16 @@ def _print(rows: "Sequence[PlannedRun]", notes: Sequence[str]) -> None:
     if lines:
         echo_table(lines, headings)
         click.echo()
-    for row in rows:
-        if row.reason:
-            click.echo(f"- {row.algorithm}: {row.reason}")
-        plan = row.plan
-        if plan and plan.fits is False and (plan.loading_bytes or 0) > (plan.predicted_bytes or 0):
-            click.echo(f"- {row.algorithm}: loading takes more than training: {format_bytes(plan.loading_bytes or 0)}")
-    for note in notes:
+    about = [line for row in rows for line in _remarks(row)]
+    for note in dict.fromkeys([*about, *notes]):  # budgets of a sweep have many in common
         click.echo(f"- {note}")
+
+
+def _remarks(row: "PlannedRun") -> list[str]:
+    from ftbench.memory.budget import format_bytes
+
+    remarks = [f"{row.algorithm}: {row.reason}"] if row.reason else []
+    plan = row.plan
+    if plan and plan.fits is False and (plan.loading_bytes or 0) > (plan.predicted_bytes or 0):
+        remarks.append(f"{row.algorithm}: loading takes more than training: {format_bytes(plan.loading_bytes or 0)}")
+    return remarks

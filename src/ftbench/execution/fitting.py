@@ -72,24 +72,23 @@ def plan_memory(recipe: Recipe, algorithm: Algorithm, question: Question, device
         Skip: the algorithm does not apply to the model.
         FtbenchError: the model's configuration cannot be read.
     """
-    place = (device, question.precision)
     largest, *others = ways_to_cut(question.plan, recipe.micro_batch_tokens)
-    room = None if recipe.memory_budget is None else room_under(recipe.memory_budget, *place)
+    room = None if recipe.memory_budget is None else room_under(recipe.memory_budget, device)
     try:
         with standing_in_for(device):
             forecasts = forecast(question, deepcopy(algorithm), [largest])
             if room is None:
-                return _as_plan(forecasts[0], None, place)
+                return _as_plan(forecasts[0], None, device)
             if choose(forecasts, room) is None and not forecasts[0].least:  # probing takes time: only where it may help
                 forecasts += forecast(question, deepcopy(algorithm), others)
     except Unpredictable as error:
         return MemoryPlan(micro_batch_tokens=recipe.micro_batch_tokens, checkpointing=False, reason=str(error))
     fitting, least = choose(forecasts, room), smallest(forecasts)
-    plan = _as_plan(fitting or least, fitting is not None, place)
-    return plan if fitting else plan.model_copy(update={"needed_bytes": budget_for(least.need, *place)})
+    plan = _as_plan(fitting or least, fitting is not None, device)
+    return plan if fitting else plan.model_copy(update={"needed_bytes": budget_for(least.need, device)})
 
 
-def _as_plan(chosen: Forecast, fits: bool | None, place: tuple[str, str]) -> MemoryPlan:
+def _as_plan(chosen: Forecast, fits: bool | None, device: str) -> MemoryPlan:
     return MemoryPlan(
         micro_batch_tokens=chosen.cut.micro_batch_tokens,
         checkpointing=chosen.cut.checkpointing,
@@ -99,5 +98,5 @@ def _as_plan(chosen: Forecast, fits: bool | None, place: tuple[str, str]) -> Mem
         predicted_parts=asdict(chosen.peak),
         moment=chosen.moment,
         loading_bytes=chosen.load,
-        needed_bytes=budget_for(chosen.need, *place),
+        needed_bytes=budget_for(chosen.need, device),
     )

@@ -32,15 +32,14 @@ def _advise(error: BaseException, recipe: Recipe, facts: Facts) -> str:
 
 def _estimate(error: BaseException, recipe: Recipe, facts: Facts) -> int | None:
     """Return a budget for what is known to have been in memory at once and for what was refused; None: not known."""
-    if facts.meter is None or facts.environment is None:
+    if facts.meter is None:
         return None
     predicted = (facts.memory_plan.predicted_bytes if facts.memory_plan else None) or 0
     counted = [parts.total for parts in facts.meter.tensors.values()]
     there = max([facts.weight_bytes // recipe.devices, predicted, *counted])
     if not there:
         return None
-    place = facts.meter.device.type, facts.environment.precision
-    return budget_for(there + refused_bytes(str(error)), *place)
+    return budget_for(there + refused_bytes(str(error)), facts.meter.device.type)
 
 
 def refused_bytes(text: str) -> int:

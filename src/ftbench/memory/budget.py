@@ -19,10 +19,8 @@ UNITS = {
 LARGEST = 2**60
 """More bytes than any machine has."""
 _BESIDE_TENSORS = {
-    ("cpu", "float32"): (256 * 2**20, 5),
-    ("cpu", "bf16"): (384 * 2**20, 5),
-    ("cuda", "float32"): (64 * 2**20, 8),
-    ("cuda", "bf16"): (64 * 2**20, 8),
+    "cpu": (256 * 2**20, 5),
+    "cuda": (64 * 2**20, 8),
 }
 """What a budget must hold beside tensors: a fixed amount in bytes (kernels, their buffers, libraries) and a percentage
 (blocks of memory that are free and too small, tensors within kernels). Measured on the CPU; CUDA's are guesses.
@@ -99,15 +97,15 @@ def format_bytes(amount: float) -> str:
     return f"{amount:.0f} B" if unit == "B" else f"{amount:.2f} {unit}"
 
 
-def room_under(budget: int, device: str, precision: str) -> int:
-    """Return how many bytes of tensors should fit under a budget on "cpu" or "cuda", in "bf16" or "float32"."""
-    fixed, percent = _BESIDE_TENSORS[device, precision]
+def room_under(budget: int, device: str) -> int:
+    """Return how many bytes of tensors should fit under a budget on "cpu" or "cuda"."""
+    fixed, percent = _BESIDE_TENSORS[device]
     return max(0, (budget - fixed) * 100 // (100 + percent))
 
 
-def budget_for(tensors: int, device: str, precision: str) -> int:
+def budget_for(tensors: int, device: str) -> int:
     """Return the budget, in bytes, that so many bytes of tensors should need."""
-    fixed, percent = _BESIDE_TENSORS[device, precision]
+    fixed, percent = _BESIDE_TENSORS[device]
     return -(-tensors * (100 + percent) // 100) + fixed
 
 
