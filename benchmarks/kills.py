@@ -2,11 +2,13 @@
 
 python benchmarks/kills.py [--times 50]                   about an hour on two cores that do other things, too
 
-Each time a run of a tiny random model is started, and the launcher, the worker or both are killed: one time in three at
-a moment between its start and the time that an unbroken run takes, else at one between its first step and as long after
-as an unbroken run takes from there, for most of a small run is Python reading its libraries. Then the store is read,
-the run is started again, and its replies, outcomes and weights are held against those of an unbroken run, bit by bit.
-What runs share is made anew each time, in a cache of their own. A line a time is added to benchmarks/kills/cpu.jsonl.
+Each time a run of a tiny random model is started, and the launcher, the worker or both are killed: at a moment between
+its start and the time that an unbroken run takes, or between its first step and as long after as training takes, or
+between the end of that and as long after as saving, loading again and evaluation take; for most of a small run is
+Python reading its libraries. Then the store is read, the run is started again, and its replies, outcomes and weights
+are held against those of an unbroken run, bit by bit. What runs share is made anew each time, in a cache of their own.
+A line a time is added to benchmarks/kills/cpu.jsonl; what is there counts, and the rest is made. It exits with 1 where
+something was lost, broken or otherwise than unbroken, or a training whose state was kept did not go on from it.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ def main() -> None:
     path = HERE / "kills" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
     draw = random.Random(SEED)
+    there = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     with tempfile.TemporaryDirectory() as place:
         settings = _prepare(Path(place))
         os.environ["FTBENCH_CACHE"] = str(Path(place) / "cache")
@@ -45,24 +49,33 @@ def main() -> None:
         for each in (whole, out):
             _run([*settings, "--algo", "base", "--out", str(each)])
         begin = time.monotonic()
-        _run([*settings, "--algo", "lora", "--out", str(whole)])
-        longest = {"start": time.monotonic() - begin, "training": _seconds_from_training(whole)}
+        _run([*settings, *LORA, "--out", str(whole)])
+        longest = {"start": time.monotonic() - begin, **_seconds_of_phases(whole)}
         for number in range(times):
-            since = draw.choice(SINCE)
-            moment = Moment(since, draw.uniform(0, longest[since]), draw.choice(KILLED))
-            row = _once([*settings, "--out", str(out)], moment, out, whole)
+            since, share, whom = draw.choice(SINCE), draw.uniform(0, 1), draw.choice(KILLED)
+            if number < len(there):
+                continue
+            moment = Moment(since, share * longest[since], whom)
+            there.append(_once([*settings, "--out", str(out)], moment, out, whole))
             with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{number + 1:3} {row}", flush=True)
+                file.write(json.dumps(there[-1]) + "\n")
+            print(f"{number + 1:3} {there[-1]}", flush=True)
+    bad = [row for row in there if row["broken"] or not row["same"] or (row["state"] and not row["resumed"])]
+    print(
+        f"{len(there)} kills, {sum(row['resumed'] > 0 for row in there)} went on midway, {len(bad)} not as they should"
+    )
+    sys.exit(1 if bad else 0)
 
 
 KILLED = ("launcher", "worker", "both")
-SINCE = ("start", "training", "training")
+SINCE = ("start", "training", "trained")
+LORA = ["--algo", "lora", "--save-every", "0.05"]
+STATE, TRAINED = ".training-*.safetensors", ".unfinished-*/metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill whom: so many seconds after the start, or after the first step."""
+    """When to kill whom: so many seconds after the start, after the first step, or after the last."""
 
     since: str
     after: float
@@ -70,12 +83,12 @@ class Moment:
 
     def wait(self, launcher: "subprocess.Popen[bytes]", out: Path) -> None:
         """Wait for it; a launcher that ends before is not waited for."""
-        while self.since == "training" and launcher.poll() is None and not list(out.glob(STATE)):
+        files = {"training": STATE, "trained": TRAINED}.get(self.since)
+        while files and launcher.poll() is None and not list(out.glob(files)):
             time.sleep(0.002)
         time.sleep(self.after)
-
-
-STATE = ".training-*.safetensors"
+        while self.whom == "worker" and launcher.poll() is None and not _workers(launcher):
+            time.sleep(0.002)
 
 
 def _prepare(place: Path) -> list[str]:
@@ -101,15 +114,16 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def _seconds_from_training(whole: Path) -> float:
-    """What the unbroken run took from its training on."""
+def _seconds_of_phases(whole: Path) -> dict[str, float]:
+    """What the unbroken run took for training, and from there on."""
     seconds = _trained(_look(whole)[0])[0].result.measures.phase_seconds
-    return float(sum(seconds.get(phase, 0) for phase in ("train", "save", "reload", "evaluate")))
+    after = sum(seconds.get(phase, 0) for phase in ("save", "reload", "evaluate"))
+    return {"training": float(seconds["train"]), "trained": float(after)}
 
 
 def _once(settings: list[str], moment: Moment, out: Path, whole: Path) -> dict[str, Any]:
     """Start a run, kill it, look at the store, start it again."""
-    arguments = [*settings, "--algo", "lora", "--save-every", "0.05"]
+    arguments = [*settings, *LORA]
     made = Path(os.environ["FTBENCH_CACHE"]) / "made"
     shutil.rmtree(made)
     launcher = subprocess.Popen(
@@ -157,15 +171,19 @@ def _weights(run: Any) -> str:
     return hashlib.sha256((run.folder / "model" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def _kill(launcher: "subprocess.Popen[bytes]", whom: str) -> None:
+def _workers(launcher: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     try:
-        process = psutil.Process(launcher.pid)
-        workers = process.children(recursive=True)
-        chosen = {"launcher": [process], "worker": workers, "both": [process, *workers]}[whom]
-        for one in chosen:
-            one.send_signal(signal.SIGKILL)
+        return psutil.Process(launcher.pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        return
+        return []
+
+
+def _kill(launcher: "subprocess.Popen[bytes]", whom: str) -> None:
+    workers = _workers(launcher)
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(launcher.pid)
+        for one in {"launcher": [process], "worker": workers, "both": [process, *workers]}[whom]:
+            one.send_signal(signal.SIGKILL)
 
 
 def _look(out: Path) -> tuple[list[Any], list[str]]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -21,6 +22,7 @@ from ftbench.execution.launchers import make_launcher
 from ftbench.execution.local import Place, launch, publish_failure
 from ftbench.execution.machine import LOADED
 from ftbench.execution.room import PATIENCE, Cluster, ask_for
+from ftbench.execution.unfinished import state_file
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.store import LAUNCH, Run, of_launch, publish, read_runs, staging
@@ -253,6 +255,30 @@ def test_a_run_that_ray_ends_for_its_memory_says_so(fake: FakeRay, tmp_path: Pat
     assert "memory ran out on its node" in said
     assert said.endswith("due to the node running low on memory.")
     assert "lost" not in said
+
+
+def test_what_is_run_afresh_begins_anew_once_and_not_at_each_try(
+    fake: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher, recipe = RayLauncher(), Recipe(algorithm="skips")
+    launcher._ray, launcher._cluster = fake, Cluster(fake)
+    state, tries = state_file(recipe, tmp_path), list[tuple[bool, bool]]()
+    state.write_text("of an earlier launch")
+
+    def train(*_: object, fresh: bool, **__: object) -> Run:
+        tries.append((fresh, state.exists()))
+        state.write_text("of this launch")
+        raise FtbenchError("the node is lost")
+
+    def ask(ticket: Ticket, *_: object) -> str:
+        with suppress(FtbenchError):
+            attempt(ticket, print)
+        return attempt(ticket, print)
+
+    monkeypatch.setattr("ftbench.execution.attempt.launch", train)
+    monkeypatch.setattr(launcher, "_ask", ask)
+    launcher.launch(Order(recipe, load_plugins(), tmp_path, fresh=True), print)
+    assert tries == [(False, False), (False, True)]
 
 
 def test_ray_is_let_go_of_though_the_listener_cannot_be_told(fake: FakeRay) -> None:

@@ -162,6 +162,51 @@ def test_what_is_here_is_not_fetched_again_and_what_is_gone_goes(
     monkeypatch.undo()
 
 
+def test_the_files_of_other_runs_are_not_even_listed(
+    url: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = send(url, make_run("lora")).folder.name, send(url, make_run("dpo")).folder.name
+    machine("two")
+    kind, listed = type(open_remote(url)[0]), []
+    find = kind.find
+
+    def look(self: object, path: str, **how: object) -> object:
+        listed.append(path.rpartition("/")[2])
+        return find(self, path, **how)
+
+    monkeypatch.setattr(kind, "find", look)
+    mirror = Mirror.of(url)
+    mirror.pull(lambda name: name == one)
+    assert [run.folder.name for run in read_runs(mirror.folder)[0]] == [one]
+    assert set(listed) == {one}
+    mirror.pull()
+    assert [run.folder.name for run in read_runs(mirror.folder)[0]] == sorted([one, other])
+    mirror.pull(lambda name: name == "none")  # says nothing of those that are not looked at
+    assert len(read_runs(mirror.folder)[0]) == 2
+
+
+def test_runs_are_fetched_some_at_a_time(
+    url: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = sorted(send(url, make_run("lora", seed=seed)).folder.name for seed in range(3))
+    monkeypatch.setattr("ftbench.results.mirror._RUNS_AT_ONCE", 2)
+    fetched, get = [], Mirror._get
+
+    def fail_later(self: Mirror, paths: dict[str, Path], **how: int) -> None:
+        fetched.append({path.split("/")[-2] for path in paths})
+        if len(fetched) == 2:
+            raise OSError("the cable is out")
+        get(self, paths, **how)
+
+    monkeypatch.setattr(Mirror, "_get", fail_later)
+    machine("two")
+    with one_line("the cable is out"):
+        open_store(url)
+    assert sorted(run.folder.name for run in read_runs(Mirror.of(url).folder)[0]) == sent[:2]
+    assert names(url) == sent
+    assert list(map(len, fetched)) == [2, 1, 1]
+
+
 def test_a_run_that_was_made_again_under_its_name_is_fetched_again(url: str, machine: Callable[[str], None]) -> None:
     name = send(url, make_run("lora")).folder.name
     machine("two")

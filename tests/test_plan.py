@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 from ftbench.algorithm import Algorithm
 from ftbench.checking.tiny import make_llama
 from ftbench.cli import main
-from ftbench.errors import Unpredictable
+from ftbench.errors import ContractError, Unpredictable
 from ftbench.execution import fitting
 from ftbench.execution import forecast as forecasting
 from ftbench.execution.fitting import plan_memory
@@ -382,6 +382,35 @@ def test_an_algorithm_that_looks_at_values_or_brings_its_own_trainer_cannot_be_p
     algorithm.adapt = look  # type: ignore[method-assign]
     with pytest.raises(Unpredictable, match="DataDependent"):
         forecast(Question(load_config(deep_llama), plan, CPU, "float32"), algorithm, [Cut(100, False)])
+
+
+def test_a_model_that_looks_at_values_cannot_be_predicted(deep_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(*_: object) -> Any:
+        return torch.nonzero(torch.ones(2)).tolist()
+
+    monkeypatch.setattr(forecasting, "build_skeleton", look)
+    question = Question(load_config(deep_llama), make_plan((40,) * 2, pairs=False), CPU, "float32")
+    with pytest.raises(Unpredictable):
+        forecast(question, REGISTRY.make("full", {}), [Cut(100, False)])
+
+
+def test_an_algorithm_that_raises_takes_no_other_plan_with_it(
+    deep_llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untrainable(*_: object) -> Any:
+        raise ContractError("adapt returns no model", "adapt")
+
+    monkeypatch.setattr(REGISTRY.find("orpo"), "skip", lambda *_: 1 / 0)
+    monkeypatch.setattr(REGISTRY.find("dpo"), "adapt", untrainable)
+    asked = [part for name in ("orpo", "dpo", "lora") for part in ("--algo", name)]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *asked, "--model", str(deep_llama)])
+    out = capsys.readouterr().out
+    assert ended.value.code in (0, None)
+    assert "- orpo: would fail: " in out
+    assert "ZeroDivisionError" in out
+    assert re.search(r"- dpo: would fail: plugin ftbench-dpo .*adapt returns no model", out)
+    assert re.search(r"^lora +\d", out, re.MULTILINE)
 
 
 LLAMA_8B = {

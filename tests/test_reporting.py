@@ -4,6 +4,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +13,7 @@ from ftbench.errors import UsageError
 from ftbench.execution import reporter, reporting
 from ftbench.execution.events import Progress
 from ftbench.execution.reporting import final_figures, read_tools
+from ftbench.recipe import Recipe
 from ftbench.results.result import Result
 from made_results import make_run
 from strangers import ftbench_here
@@ -90,6 +92,21 @@ def test_every_step_and_the_result_are_read_back_from_tensorboards_files(
     assert tell(tmp_path, result) == []
     assert scalars(folder) == found  # a second run is drawn as a second line
     assert scalars(folder.with_name(f"{folder.name}-2")).keys() == found.keys()
+
+
+def test_of_runs_that_are_sent_to_a_url_the_files_lie_where_somebody_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = SimpleNamespace(begin=lambda about: folders.append(about["folder"]), stop=lambda: None)
+    folders: list[str] = []
+    monkeypatch.setattr(reporting, "Reporting", lambda *_: begun)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: None)
+    (tmp_path / "run").mkdir()
+    for out in (tmp_path / "mirror" / ".outbox", tmp_path / "mine"):
+        with reporting.reporting(("tensorboard",), Recipe(), out, tmp_path / "run"):
+            pass
+    assert folders == [str(tmp_path / "runs"), str(tmp_path / "mine")]
 
 
 def test_trackio_is_told_of_a_second_run_by_another_name_and_the_others_by_its_own(tmp_path: Path) -> None:

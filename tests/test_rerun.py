@@ -237,6 +237,14 @@ def test_every_recipe_that_a_run_writes_down_is_read_as_the_same_run(tmp_path: P
         assert read_recipes([recipe.algorithm], str(path), [], dict(NOTHING_ASKED), tmp_path, registry) == [recipe]
 
 
+def test_a_sweep_runs_every_algorithm_under_each_budget_and_the_untouched_model_once(tmp_path: Path) -> None:
+    asked = {**NOTHING_ASKED, "budget": "1GiB,2GiB,1GiB"}
+    recipes = read_recipes(["lora", "base", "dpo"], "quick", [], asked, tmp_path, load_plugins())
+    found = [(recipe.algorithm, (recipe.memory_budget or 0) // 2**30) for recipe in recipes]
+    assert found == [("base", 2), ("lora", 1), ("lora", 2), ("dpo", 1), ("dpo", 2)]
+    assert len({recipe.digest() for recipe in recipes}) == 5
+
+
 def test_a_recipes_own_options_win_over_a_variants_and_set_over_both(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('algorithm = "peft:dora"\n[options]\nlearning_rate = 0.5\n')

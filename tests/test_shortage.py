@@ -113,7 +113,14 @@ def test_the_limit_holds_no_longer_while_the_shortage_is_told(
 
 @pytest.mark.parametrize("facts", [Facts(), known(), known(weights=MIB)])
 def test_where_nothing_is_known_or_less_than_what_was_not_enough_it_is_said(facts: Facts) -> None:
-    assert UNKNOWN in explain_shortage(REFUSED, Recipe(memory_budget=2**40), facts)
+    assert UNKNOWN in explain_shortage(RuntimeError("not enough memory"), Recipe(memory_budget=2**40), facts)
+    assert UNKNOWN in explain_shortage(REFUSED, Recipe(), Facts())
+
+
+@pytest.mark.parametrize(("budget", "more"), [(300 * MIB, 330 * MIB), (10 * MIB, 13 * MIB)])
+def test_more_than_was_known_of_was_there_where_that_would_have_fitted(budget: int, more: int) -> None:
+    said = explain_shortage(REFUSED, Recipe(memory_budget=budget), Facts())
+    assert f"; {format_bytes(more)} may do (" in said
 
 
 def test_the_bytes_of_weights_are_those_of_the_loaded_precision(tmp_path: Path) -> None:

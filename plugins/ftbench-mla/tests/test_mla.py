@@ -9,8 +9,13 @@ from torch import Tensor
 
 from ftbench import Skip, UsageError
 from ftbench.algorithm import configure
+from ftbench.execution.fitting import plan_memory
+from ftbench.execution.forecast import Question
 from ftbench.models.skeleton import build_skeleton, load_config, without_values
 from ftbench.plugins import load_plugins
+from ftbench.recipe import Recipe
+from ftbench.training.batching import Plan
+from ftbench.training.encoding import EncodedExample, TokenSequence
 from ftbench.training.trainer import StepReport
 from ftbench_mla import Mla
 from ftbench_mla.attention import LatentAttention
@@ -57,10 +62,27 @@ def test_another_algorithm_trains_the_converted_model(
     reports = train(algorithm, model, tokens=1500)
     assert {report.stage for report in reports} == {"heal", "train"}
     tmp_path.joinpath("model").mkdir()
+    trained = logits(algorithm._trained)
     algorithm.save(model, tmp_path / "model")
+    assert algorithm._trained is None  # else it stayed while the saved one is evaluated
     loaded = algorithm.load(tmp_path / "model", lambda folder: load(folder or tiny_llama))
     assert any(isinstance(module, LatentAttention) for module in loaded.modules())
-    torch.testing.assert_close(logits(loaded), logits(algorithm._trained), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(loaded), trained, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({}, None), ({"then": "lora"}, "healed before lora trains it"), ({"then": "lora", "heal_tokens": 0}, None)],
+)
+def test_a_plan_does_not_leave_out_healing_that_may_take_more(
+    options: dict[str, Any], reason: str | None, tiny_llama: Path
+) -> None:
+    pairs = load_plugins().make("mla", options)
+    sequence = TokenSequence((5,) * 40, 9)
+    plan = Plan((EncodedExample(sequence, None),) * 4, 320, 2, 0)
+    question = Question(load_config(tiny_llama), plan, torch.device("cpu"), "float32")
+    found = plan_memory(Recipe(algorithm="mla", memory_budget=2**40), pairs, question, "cpu")
+    assert reason in (found.reason or "") if reason else found.fits
 
 
 @pytest.mark.parametrize("other", ["base", "mla", "trl-sft"])

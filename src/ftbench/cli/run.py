@@ -47,7 +47,11 @@ if TYPE_CHECKING:
 @click.option(
     "--ray-address", help="Of a Ray cluster that is there; RAY_ADDRESS says it, too. Else one is started here."
 )
-@click.option("--fresh", is_flag=True, help="Run again what is already there.")
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Keep what is there, and go on with what was killed; or run all of it again. By default the first.",
+)
 @out_option
 def command(
     algorithms: tuple[str, ...],
@@ -60,7 +64,7 @@ def command(
     jobs: int | None,
     launcher: str,
     ray_address: str | None,
-    fresh: bool,
+    resume: bool,
     out: Path,
     **changes: Any,
 ) -> int:
@@ -96,12 +100,12 @@ def command(
     recipes += _more_seeds(recipes, seeds, registry)
     made_by, progress = make_launcher(launcher, jobs, ray_address), new_progress()
     trained = [recipe for recipe in recipes if tune and _is_trained(recipe, registry)]
-    tuner = Tuner.begin(trained, registry, out, fresh=fresh, launcher=made_by, progress=progress)
+    tuner = Tuner.begin(trained, registry, out, fresh=not resume, launcher=made_by, progress=progress)
     runner = Runner.begin(
         recipes[0],
         registry,
         out,
-        fresh=fresh,
+        fresh=not resume,
         save_every=save_every,
         report_to=tools,
         launcher=made_by,

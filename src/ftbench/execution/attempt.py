@@ -16,8 +16,8 @@ from ftbench.errors import FtbenchError
 from ftbench.execution.events import Event
 from ftbench.execution.launcher import Order
 from ftbench.execution.local import Place, launch
-from ftbench.execution.machine import THREADS
 from ftbench.execution.once import source_digest
+from ftbench.execution.slots import THREADS
 from ftbench.files import disk_error
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
@@ -75,7 +75,7 @@ class Ticket(BaseModel):
             baseline=order.baseline.folder.resolve() if order.baseline else None,
             tuning=order.tuning,
             save_every=order.save_every,
-            fresh=order.fresh,
+            fresh=order.fresh and url_of(order.out) is not None,  # of a shared folder the state is gone already
             report_to=order.report_to,
             threads=threads,
         )

@@ -19,6 +19,7 @@ from ftbench.execution.events import Event, read_event, write_event
 from ftbench.execution.launcher import Order
 from ftbench.execution.local import publish_failure
 from ftbench.execution.room import Cluster, ask_for, check_room
+from ftbench.execution.unfinished import forget, state_file
 from ftbench.execution.workers import Stopped
 from ftbench.recipe import Recipe
 from ftbench.results.address import outbox, url_of
@@ -101,6 +102,8 @@ class RayLauncher:
         is_shared, box = url_of(order.out) is None, outbox(order.out)
         if is_shared:
             self._probe.write(order.out)
+            if order.fresh:  # once: a try on another node goes on from what the lost one has kept
+                forget(state_file(order.recipe, box))
         try:
             resources = self._resources(order)
             ticket = Ticket.write(order, ident, self._probe.name, int(resources["num_cpus"]))

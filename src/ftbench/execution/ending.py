@@ -9,9 +9,13 @@ from pathlib import Path
 from ftbench.errors import FtbenchError
 from ftbench.execution.shortage import UNKNOWN
 from ftbench.files import AGAIN
+from ftbench.memory.fit import tells_of_exhaustion
 from ftbench.recipe import Recipe
 from ftbench.results.result import Status
 from ftbench.results.store import LOG, MODEL
+
+_LAST = 5
+"""Lines of a log in which a library that ended the process would have said why."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ def explain(ending: Ending, folder: Path, recipe: Recipe) -> tuple[Status, str]:
     if ending.code == -signal.SIGKILL:
         killed = "the system killed the process (SIGKILL), as it does when memory runs out"
         return "out-of-memory", f"{killed}; {UNKNOWN}"
-    if ending.code < 0:
-        return "failed", f"the process crashed ({signal.Signals(-ending.code).name}); see {LOG} in the run's folder"
     lines: list[str] = []
     with suppress(OSError):
         lines = (folder / LOG).read_text("utf-8", "replace").strip().splitlines()
+    how = f"the process crashed ({signal.Signals(-ending.code).name})" if ending.code < 0 else ""
+    if shortage := next((line for line in lines[-_LAST:] if tells_of_exhaustion(line)), None):
+        return "out-of-memory", f"{how or 'the process ended'}: {shortage.strip()[:300]}; {UNKNOWN}"
+    if how:
+        return "failed", f"{how}; see {LOG} in the run's folder"
     return "failed", f"the process ended with code {ending.code}: {lines[-1][:300] if lines else 'no output'}"
 
 

@@ -106,12 +106,12 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
     from ftbench.memory.ledger import Ledger
 
     with pretended(question.devices, question.device) as mesh, without_values(question.device):
-        model = build_skeleton(config, question.precision)
-        loading = Parts(parameters=loading_bytes(model, question.config))
         ledger = Ledger()
-        ledger.claim("parameters", model.parameters())
         calibration = [example.chosen.ids for example in question.plan.examples]
         try:
+            model = build_skeleton(config, question.precision)
+            loading = Parts(parameters=loading_bytes(model, question.config))
+            ledger.claim("parameters", model.parameters())
             with ledger, ledger.moment(ADAPT):
                 model = algorithm.adapt(model, calibration)
             if mesh is not None:
@@ -134,7 +134,7 @@ def _probe(config: "PreTrainedConfig", question: Question, algorithm: Algorithm,
             algorithm.train(probe)
         except FtbenchError:
             raise
-        except Exception as error:  # an algorithm may look at values, which fake tensors do not have
+        except Exception as error:  # an algorithm or a model may look at values, which fake tensors do not have
             raise Unpredictable(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     if not probe.found:
         raise Unpredictable("it brings a trainer of its own")

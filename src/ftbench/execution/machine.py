@@ -9,7 +9,7 @@ from ftbench.errors import UsageError
 from ftbench.execution.environment import NO_CARD
 from ftbench.execution.events import Event
 from ftbench.execution.launcher import Order
-from ftbench.execution.slots import Slots, usable_cores, visible_cards
+from ftbench.execution.slots import THREADS, Slots, usable_cores, visible_cards
 from ftbench.execution.workers import Workers
 from ftbench.memory.budget import check_budget, device_memory
 from ftbench.recipe import Recipe
@@ -18,8 +18,6 @@ from ftbench.results.store import Run
 
 LOADED = 640 * 2**20
 """Bytes of a worker before its budget begins: interpreter and libraries; 550 MiB resident were measured."""
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Where torch and the libraries beside it look for how many threads to compute with."""
 
 
 def check_devices(recipes: Sequence[Recipe]) -> None:

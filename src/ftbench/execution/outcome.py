@@ -51,9 +51,9 @@ def _memory(meter: Meter, ended: str | None) -> dict[str, Any]:
 
     Args:
         meter: of the run.
-        ended: the phase in which memory ran out, if it did; its peak is the run's where nothing was trained or asked.
+        ended: the phase in which memory ran out, if it did; its peak is then the run's.
     """
-    phase = next((name for name in ("train", "evaluate") if name in meter.peak), ended) or ""
+    phase = ended or next((name for name in ("train", "evaluate") if name in meter.peak), "")
     counted = {name: parts for name, parts in meter.tensors.items() if parts.total}
     tensors = counted.get(phase)
     on_cpu = meter.device.type == "cpu"

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ftbench.algorithm import Algorithm
 from ftbench.data.task import TaskData
-from ftbench.errors import FtbenchError, Skip
+from ftbench.errors import ContractError, FtbenchError, Skip
+from ftbench.execution.blame import blame
 from ftbench.execution.fitting import encode_training, plan_memory, plan_steps
 from ftbench.execution.forecast import Question
 from ftbench.models.chat import ChatFormat
@@ -59,7 +60,10 @@ class Planner:
         algorithm = self.registry.make(recipe.algorithm, recipe.options)
         if algorithm.needs == "nothing":
             return PlannedRun(**about, reason="nothing is trained")
-        reason = algorithm.skip(recipe)
+        try:
+            reason = algorithm.skip(recipe)
+        except Exception as error:  # a stranger's code may raise anything
+            return PlannedRun(**about, reason=f"would fail: {blame(error, self.registry, algorithm.name)}")
         if reason is not None:
             return PlannedRun(**about, reason=f"skipped: {reason}")
         folder = locate_description(recipe.model, recipe.revision, self.registry.models)
@@ -74,6 +78,8 @@ class Planner:
             plan = plan_memory(recipe, algorithm, question, _device(recipe))
         except Skip as error:
             return PlannedRun(**about, reason=f"skipped: {error}")
+        except ContractError as error:
+            return PlannedRun(**about, reason=f"would fail: {blame(error, self.registry, algorithm.name)}")
         if plan.reason:
             return PlannedRun(**about, reason=f"cannot be predicted: {plan.reason}")
         return PlannedRun(**about, plan=plan)

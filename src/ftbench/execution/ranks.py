@@ -12,6 +12,7 @@ import time
 import uuid
 from pathlib import Path
 
+from ftbench.execution.slots import THREADS, usable_cores
 from ftbench.results.store import RESULT
 from ftbench.training.sharding import Ranks
 
@@ -35,8 +36,10 @@ def main() -> None:
     devices, folder = int(sys.argv[1]), Path(sys.argv[2])
     _check_cards(devices)
     os.environ[_STARTER] = str(os.getpid())
-    # as torchrun does, but all cores are used: each would take them all
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // devices)))
+    for name in THREADS:  # what the run has is shared out: each rank would take it all
+        threads = os.environ.get(name, "")
+        has = int(threads) if threads.isdigit() else usable_cores()
+        os.environ[name] = str(max(1, has // devices))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -18,11 +18,14 @@ from ftbench.errors import UsageError, nearest
 from ftbench.execution.events import Event, Progress
 from ftbench.files import told_in_one_line
 from ftbench.recipe import Recipe
+from ftbench.results.address import OUTBOX
 from ftbench.results.result import Result
 from ftbench.results.store import run_name
 
 REPORTING = "reporting.txt"
 """What the tools print, in the run's folder."""
+UNSENT = Path("runs")
+"""Where tools write their files for runs that are sent to a URL, which has no place for them."""
 PATIENCE = 60.0
 """Seconds that a run waits for its tools, before it begins and once it is over."""
 _WATCHERS = {"codecarbon", "flyte", "kubeflow"}
@@ -138,7 +141,8 @@ def reporting(tools: Sequence[str], recipe: Recipe, out: Path, folder: Path) -> 
     Args:
         tools: as `read_tools` returns them.
         recipe: of the run.
-        out: the folder of runs, beside which tools that write files write them.
+        out: the folder of runs, in which tools that write files write them; of runs that are sent to a URL they are
+            written into UNSENT, where somebody finds them.
         folder: of the run.
     """
     if not tools:
@@ -158,7 +162,8 @@ def reporting(tools: Sequence[str], recipe: Recipe, out: Path, folder: Path) -> 
     held = Reporting(process, tools)
     try:
         config = {**recipe.model_dump(mode="json", exclude_none=True), "recipe_digest": recipe.digest()}
-        held.begin({"tools": list(tools), "name": run_name(recipe), "folder": str(out.resolve()), "config": config})
+        place = UNSENT if out.name == OUTBOX else out
+        held.begin({"tools": list(tools), "name": run_name(recipe), "folder": str(place.resolve()), "config": config})
         yield held
     finally:
         held.stop()

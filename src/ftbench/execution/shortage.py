@@ -24,22 +24,23 @@ def _advise(error: BaseException, recipe: Recipe, facts: Facts) -> str:
     plan = facts.memory_plan
     if plan and plan.needed_bytes and not plan.fits:
         return f"{format_bytes(plan.needed_bytes)} should do (predicted)"
-    needed = _estimate(error, recipe, facts)
-    if needed is None or not (recipe.memory_budget or 0) < needed <= LARGEST:
+    budget, refused = recipe.memory_budget or 0, refused_bytes(str(error))
+    needed = _estimate(refused, recipe, facts)
+    if refused and 0 < budget >= needed:  # more was there than is known of: nearly all that the budget allows
+        needed = budget + max(refused, budget // 10)
+    if not budget < needed <= LARGEST:
         return UNKNOWN
     return f"{format_bytes(needed)} may do (from what was there when it failed)"
 
 
-def _estimate(error: BaseException, recipe: Recipe, facts: Facts) -> int | None:
-    """Return a budget for what is known to have been in memory at once and for what was refused; None: not known."""
+def _estimate(refused: int, recipe: Recipe, facts: Facts) -> int:
+    """Return a budget for what is known to have been in memory at once and for what was refused; 0: nothing is."""
     if facts.meter is None:
-        return None
+        return 0
     predicted = (facts.memory_plan.predicted_bytes if facts.memory_plan else None) or 0
     counted = [parts.total for parts in facts.meter.tensors.values()]
     there = max([facts.weight_bytes // recipe.devices, predicted, *counted])
-    if not there:
-        return None
-    return budget_for(there + refused_bytes(str(error)), facts.meter.device.type)
+    return budget_for(there + refused, facts.meter.device.type) if there else 0
 
 
 def refused_bytes(text: str) -> int:

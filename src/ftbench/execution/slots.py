@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from ftbench.errors import UsageError
 from ftbench.execution.workers import Stopped
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Where torch and the libraries beside it look for how many threads to compute with."""
+
 
 class Slots:
     """So many runs at once as there are devices and memory for; whoever came first is served first.

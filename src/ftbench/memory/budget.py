@@ -2,11 +2,12 @@
 
 import re
 import resource
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftbench.errors import UsageError
+from ftbench.memory.groups import group_limits
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ UNITS = {
 LARGEST = 2**60
 """More bytes than any machine has."""
 _BESIDE_TENSORS = {
-    "cpu": (256 * 2**20, 5),
+    "cpu": (384 * 2**20, 5),
     "cuda": (64 * 2**20, 8),
 }
 """What a budget must hold beside tensors: a fixed amount in bytes (kernels, their buffers, libraries) and a percentage
@@ -82,10 +83,7 @@ def device_memory(name: str) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         limits.append(hard)
-    group = Path("/sys/fs/cgroup/memory.max")  # what a container may use
-    if group.exists() and (text := group.read_text().strip()).isdigit():
-        limits.append(int(text))
-    return min(limits)
+    return min(limits + group_limits())
 
 
 def format_bytes(amount: float) -> str:
@@ -113,8 +111,10 @@ def check_budget(budget: int | None, device: str) -> int:
     """See that a device, by the name that `device_memory` takes, has what is budgeted; return what it has, bytes.
 
     Raises:
-        UsageError: the budget is more.
+        UsageError: the budget is more, or is of the processor's memory where no limit can be set to that.
     """
+    if budget is not None and device == "cpu" and sys.platform != "linux":
+        raise UsageError("a memory budget on the processor is enforced on Linux alone; leave --memory-budget out")
     total = device_memory(device)
     if budget is not None and budget > total:
         raise UsageError(f"memory budget {format_bytes(budget)} is more than the {format_bytes(total)} that are there")
@@ -159,7 +159,7 @@ def lift_budget(device: "torch.device") -> None:
 
 
 def data_bytes() -> int:
-    """Bytes that RLIMIT_DATA counts: the private writable memory of this process."""
+    """Bytes that RLIMIT_DATA counts: the private writable memory of this process. 0 where there is no such count."""
     import psutil
 
-    return int(psutil.Process().memory_info().data)
+    return int(getattr(psutil.Process().memory_info(), "data", 0))

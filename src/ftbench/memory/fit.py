@@ -38,11 +38,16 @@ def exhaustion(error: BaseException) -> BaseException | None:
         one = waiting.pop(0)
         if one is None or any(one is other for other in seen):
             continue
-        if isinstance(one, MemoryError) or any(words in str(one).lower() for words in _ALLOCATION_FAILED):
+        if isinstance(one, MemoryError) or tells_of_exhaustion(str(one)):
             return one
         seen.append(one)
         waiting += [one.__cause__, one.__context__]
     return None
+
+
+def tells_of_exhaustion(text: str) -> bool:
+    """Whether a message is one of those that libraries have for exhausted memory."""
+    return any(words in text.lower() for words in _ALLOCATION_FAILED)
 
 
 def free_memory() -> None:

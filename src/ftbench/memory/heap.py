@@ -40,9 +40,9 @@ def prompt_memory(*, limited: bool) -> dict[str, str]:
 
     Args:
         limited: whether the process's memory is to stay within a budget. Such a limit counts the holes between blocks
-            in use as well, whose pages went back. Blocks from 1 MiB on are then by themselves, and leave none: at most
-            230 MiB beside the tensors of a training, where it had been up to 450. Mapping and zeroing them anew costs
-            up to a third of the speed.
+            in use as well, whose pages went back. Blocks from 1 MiB on are then by themselves, and leave none: of
+            one training 150 MiB beside its tensors, where it is 350 without. Mapping and zeroing them anew costs up to
+            a third of the speed.
     """
     smallest = str((1 if limited else 4) * 2**20)
     own = os.environ.get("GLIBC_TUNABLES")

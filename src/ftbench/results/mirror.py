@@ -9,6 +9,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ _TWIN = ".twin-"
 _PART = ".part"
 _LARGE_AT_ONCE = 4
 """Files that are sent, or weights that are fetched, at the same time: s3fs holds up to 100 MB of each in memory."""
+_RUNS_AT_ONCE = 200
+"""Runs that are fetched together: those before are here to stay, if somebody loses patience."""
 _Listing = dict[str, dict[str, int]]
 """Bytes by file by run, but for weights."""
 
@@ -69,45 +72,59 @@ class Mirror:
     def _root(self) -> str:
         return open_remote(self.url)[1]
 
-    def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Fetch the runs whose names are wanted and that are not here yet, and remove those that are there no more.
+    def pull(self, wanted: Callable[[str], bool] | None = None) -> None:
+        """Fetch the runs that are not here yet, and remove those that are there no more.
+
+        Args:
+            wanted: says which are looked at, by their names; by default all.
 
         Raises:
             FtbenchError: the URL cannot be read, or the cache cannot be written.
         """
-        before = self._here()  # before the listing: what another process brings meanwhile stays
+        # Before the listing: what another process brings meanwhile stays.
+        before = {name: size for name, size in self._here().items() if wanted is None or wanted(name)}
         with telling(self.url, "read"):
-            there = {name: files for name, files in self._list().items() if RESULT in files}
+            there = {name: files for name, files in self._list(wanted).items() if RESULT in files}
         gone = {name for name, size in before.items() if size != there.get(name, {}).get(RESULT)}
         for name in gone:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             shutil.rmtree(self.folder / f"{_TWIN}{name}", ignore_errors=True)
-        missing = {name: files for name, files in there.items() if wanted(name) and name not in before.keys() - gone}
-        if missing:
-            self._fetch(missing)
+        missing = sorted(
+            there.keys() - (before.keys() - gone), key=lambda name: (len(name), name)
+        )  # NAME before NAME-2
+        for begin in range(0, len(missing), _RUNS_AT_ONCE):
+            self._fetch({name: there[name] for name in missing[begin : begin + _RUNS_AT_ONCE]})
 
     def _here(self) -> dict[str, int]:
         """Return the runs that are here, each with the bytes of its result."""
         results = [*self.folder.glob(f"[!.]*/{RESULT}"), *self.folder.glob(f"{_TWIN}*/{RESULT}")]
         return {path.parent.name.removeprefix(_TWIN): path.stat().st_size for path in results}
 
-    def _list(self) -> _Listing:
-        """List what is there; names that could lead out of the mirror are left out."""
+    def _list(self, wanted: Callable[[str], bool] | None = None) -> _Listing:
+        """List what is there; names that could lead out of the mirror are left out.
+
+        Where only some runs are looked at, the files of no other are listed, of which there may be a million.
+        """
         self._files.invalidate_cache()
+        places = [self._root] if wanted is None else [f"{self._root}/{name}" for name in self._names() if wanted(name)]
         found: _Listing = {}
-        for path, about in self._files.find(self._root, detail=True).items():
+        for path, about in [pair for place in places for pair in self._files.find(place, detail=True).items()]:
             name, _, file = path.removeprefix(self._root).strip("/").partition("/")
             if _is_plain(name) and (_is_plain(file) or file == CLAIM) and file != MODEL:
                 found.setdefault(name, {})[file] = about["size"]
         return found
 
+    def _names(self) -> list[str]:
+        with suppress(FileNotFoundError):
+            return [path.rstrip("/").rpartition("/")[2] for path in self._files.ls(self._root, detail=False)]
+        return []
+
     def _fetch(self, runs: _Listing) -> None:
-        names = sorted(runs, key=lambda name: (len(name), name))  # NAME before NAME-2
-        pairs = [(f"{name}/{file}", name, file) for name in names for file in runs[name] if file != CLAIM]
+        pairs = [(f"{name}/{file}", name, file) for name in runs for file in runs[name] if file != CLAIM]
         with staging(self.folder) as place:
             with telling(self.url, "read"):
                 self._get({f"{self._root}/{path}": place / name / file for path, name, file in pairs})
-            for name in names:
+            for name in runs:
                 twin = self._launched(place / name, name)
                 _settle(place / name, self.folder / (f"{_TWIN}{name}" if twin else name))
 
@@ -176,7 +193,7 @@ class Mirror:
 
     def _claim(self, name: str, owner: str) -> tuple[str, bool]:
         """Take the first free name for a result, or the one that it has taken before; whether it is whole there."""
-        there = self._list()
+        there = self._list(lambda other: other.startswith(name))
         for number in range(1, 10_000):
             taken = name if number == 1 else f"{name}-{number}"
             if taken in there and CLAIM not in there[taken]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import ftbench
+from ftbench.errors import Unpredictable
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -107,6 +108,11 @@ class Mla(ftbench.Algorithm):
 
     def train(self, training: "ftbench.Training") -> None:
         """Heal, and then train as any other model is."""
+        if self.then is not None and self.config.heal_tokens and is_valueless(training.model):
+            # Without it training takes more: of all weights, where healing is of attention's alone.
+            raise Unpredictable(
+                f"it is healed before {self.then.name} trains it, which may take more; set heal_tokens=0"
+            )
         if self._teacher is not None:
             self._heal(training, self._teacher)
         self._teacher = None  # and with it the attention that was
@@ -130,6 +136,7 @@ class Mla(ftbench.Algorithm):
         self._converted.cleanup()
         (folder / THEN).mkdir()
         self.then.save(self._trained, folder / THEN)
+        self._trained = None  # evaluation loads another
 
     def _heal(self, training: "ftbench.Training", teacher: "Teacher") -> None:
         """Heal on training texts and on some that the base draws, and compare with it before and after on others."""
