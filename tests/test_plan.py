@@ -352,7 +352,9 @@ def test_a_card_that_is_not_here_is_planned_for_in_its_own_pieces(
 def test_a_plan_says_what_it_is_for(deep_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "--algo", "lora", "--model", str(deep_llama), "--device", "cuda"])
-    assert "- planned for cuda, in bf16" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "- planned for cuda, in bf16" in out
+    assert ("there is none here" in out) != torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(("filed", "said"), [("float32", True), ("bfloat16", False)])

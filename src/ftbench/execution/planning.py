@@ -74,7 +74,12 @@ class Planner:
             question = Question(
                 _config(folder), training, device, _precision(recipe, device), recipe.start, recipe.devices
             )
-            self._note(f"planned for {_device(recipe)}, in {question.precision}")
+            absent = (
+                "; there is none here: the processor's kernels stand in for a card's"
+                if _is_absent(recipe, probed)
+                else ""
+            )
+            self._note(f"planned for {_device(recipe)}, in {question.precision}{absent}")
             plan = plan_memory(recipe, algorithm, question, _device(recipe))
         except Skip as error:
             return PlannedRun(**about, reason=f"skipped: {error}")
@@ -123,8 +128,12 @@ def _device(recipe: Recipe) -> str:
 
 def _precision(recipe: Recipe, probed: "torch.device") -> Precision:
     """What a run would compute in; a card that is not there is taken to have bf16, as all of this decade do."""
-    absent = _device(recipe) == "cuda" and probed.type != "cuda"
+    absent = _is_absent(recipe, probed.type)
     return "bf16" if absent and recipe.precision == "auto" else choose_precision(recipe.precision, probed)
+
+
+def _is_absent(recipe: Recipe, probed: str) -> bool:
+    return _device(recipe) == "cuda" and probed != "cuda"
 
 
 def _longest(recipe: Recipe, length: int, algorithm: Algorithm) -> Plan:
