@@ -21,14 +21,14 @@ from working_here import quick_recipe
 
 REGISTRY = load_plugins()
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the budget of a process")
-PART = 0.4
+PART = 0.5
 """Of the smallest budget that does: less than the tensors alone, and so too little whatever else stands in memory."""
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Recipe:
-    """Full fine-tuning of a Llama of 25 million parameters, 100 MB of weights, for a few steps."""
-    sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_key_value_heads": 4}
+    """Full fine-tuning of a Llama of some 30 million parameters, 125 MB of weights, for a few steps."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 10, "num_key_value_heads": 4}
     folder = make_llama(tmp_path_factory.mktemp("middle"), **sizes)
     algorithm = REGISTRY.make("full", {})
     return Recipe(
@@ -94,7 +94,7 @@ def test_a_smaller_budget_changes_the_micro_batch_and_not_the_effective_batch(sw
     assert tight.measures.final_loss == pytest.approx(roomy.measures.final_loss, rel=1e-3)
 
 
-def test_under_two_fifths_of_that_budget_the_same_recipe_is_out_of_memory(
+def test_under_half_of_that_budget_the_same_recipe_is_out_of_memory(
     sweep: list[Run], needs: tuple[int, int, int]
 ) -> None:
     enough, result = sweep[1].result, sweep[2].result

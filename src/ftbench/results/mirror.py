@@ -81,24 +81,23 @@ class Mirror:
         Raises:
             FtbenchError: the URL cannot be read, or the cache cannot be written.
         """
-        # Before the listing: what another process brings meanwhile stays.
-        before = {name: size for name, size in self._here().items() if wanted is None or wanted(name)}
+        before = self._here(wanted)  # before the listing: what another process brings meanwhile stays
         with telling(self.url, "read"):
             there = {name: files for name, files in self._list(wanted).items() if RESULT in files}
         gone = {name for name, size in before.items() if size != there.get(name, {}).get(RESULT)}
         for name in gone:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             shutil.rmtree(self.folder / f"{_TWIN}{name}", ignore_errors=True)
-        missing = sorted(
-            there.keys() - (before.keys() - gone), key=lambda name: (len(name), name)
-        )  # NAME before NAME-2
-        for begin in range(0, len(missing), _RUNS_AT_ONCE):
-            self._fetch({name: there[name] for name in missing[begin : begin + _RUNS_AT_ONCE]})
+        missing = there.keys() - (before.keys() - gone)
+        ordered = sorted(missing, key=lambda name: (len(name), name))  # NAME before NAME-2
+        for begin in range(0, len(ordered), _RUNS_AT_ONCE):
+            self._fetch({name: there[name] for name in ordered[begin : begin + _RUNS_AT_ONCE]})
 
-    def _here(self) -> dict[str, int]:
-        """Return the runs that are here, each with the bytes of its result."""
+    def _here(self, wanted: Callable[[str], bool] | None) -> dict[str, int]:
+        """Return the runs that are here and looked at, each with the bytes of its result."""
         results = [*self.folder.glob(f"[!.]*/{RESULT}"), *self.folder.glob(f"{_TWIN}*/{RESULT}")]
-        return {path.parent.name.removeprefix(_TWIN): path.stat().st_size for path in results}
+        named = [(path.parent.name.removeprefix(_TWIN), path) for path in results]
+        return {name: path.stat().st_size for name, path in named if wanted is None or wanted(name)}
 
     def _list(self, wanted: Callable[[str], bool] | None = None) -> _Listing:
         """List what is there; names that could lead out of the mirror are left out.
