@@ -104,8 +104,7 @@ def _schedule(hours: dict[Need, float], cards: int, price: float) -> None:
             node[: need.cards] = [end] * need.cards
             used += time * need.cards
     wall = max(max(node) for node in free)
-    # Of a training over several cards no state is kept.
-    lost = NODE * (max([KEPT_EVERY, *(time for need, time in hours.items() if need.cards > 1)]) + BACK_AFTER)
+    lost = NODE * (KEPT_EVERY + BACK_AFTER)
     paid = cards * wall
     print(
         f"  {cards:2} cards: {wall:.1f} h, {used:.0f} card-hours used, {paid:.0f} paid ({paid * price:,.0f} "

@@ -21,6 +21,7 @@ from ftbench.plugins import load_plugins
 from ftbench.training.batching import Plan
 from ftbench.training.sharding import Ranks, make_mesh, shard, unite
 from ftbench.training.trainer import StepReport
+from rank_killed import KILLED, break_off
 from tiny import draw_pairs, drop_nothing, make_training
 
 CPU = torch.device("cpu")
@@ -76,10 +77,12 @@ def main() -> None:
     models, out = map(Path, sys.argv[1:])
     ranks = Ranks(int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")))
     ranks.connect(CPU)
-    found = {}
+    found: dict[str, Any] = {}
     for case in CASES:
         found[case] = train(case, models, ranks, out)
         gc.collect()  # what is left of a case would be counted in the next
+    if ranks.count > 1:
+        found["killed"] = {case: break_off(case, models, ranks, out) for case in KILLED}
     if ranks.leads:
         (out / "found.json").write_text(json.dumps(found))
     ranks.part()

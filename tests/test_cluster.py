@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import psutil
 import pytest
 
 from ftbench.cli.run import command as run
@@ -25,11 +27,12 @@ from ftbench.execution.room import PATIENCE, Cluster, ask_for
 from ftbench.execution.unfinished import state_file
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
+from ftbench.results.mirror import open_store
 from ftbench.results.store import LAUNCH, Run, of_launch, publish, read_runs, staging
 from made_module import load
 from made_results import make_run as made_run
 from one_line import one_line
-from strangers import FAULTS, install
+from strangers import FAULTS, ftbench, install
 from working_here import Fault, WorkingHere
 
 REGISTRY = load_plugins()
@@ -53,6 +56,41 @@ def test_runs_of_a_lost_node_are_made_elsewhere_and_arrive_once(
     runs, _ = read_runs(tmp_path / "runs")
     assert len({of_launch(run.folder) for run in runs}) == 4
     assert "lora, seed 2: train" in said  # progress came from the nodes
+
+
+def test_a_ray_that_is_started_here_sends_its_runs_to_a_url(
+    url: str, tiny_llama: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = ["--model", tiny_llama, "--data", pairs_file, "--topic", "boats", "--tokens", 400, "--algo", "lora"]
+    settings += ["--set", "max_new_tokens=4", "--set", "attack_prompts=0", "--set", "checkpoints=0"]
+    done = ftbench("run", *map(str, settings), "--launcher", "ray", "--out", url)
+    assert done.returncode == 0, done.stderr
+    runs, warnings = read_runs(open_store(url))
+    assert (sorted(run.result.recipe.algorithm for run in runs), warnings) == (["base", "lora"], [])
+    assert {run.result.status for run in runs} == {"ok"}
+    assert all(of_launch(run.folder) for run in runs)  # they were tasks of Ray
+    assert "lora: train" in done.stderr
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("127.0.0.1:1", ("no Ray cluster at 127.0.0.1:1", "refused", "ray start --head")),
+        ("[::1]:1", ("no Ray cluster at [::1]:1", "ray start --head")),
+        ("127.0.0.1:123456", ("no Ray cluster at 127.0.0.1:123456",)),
+        ("auto", ("no Ray cluster at auto",)),
+        ("nonsense", ("no Ray cluster at nonsense",)),
+    ],
+)
+def test_where_no_cluster_is_it_is_one_line_at_once(address: str, parts: tuple[str, ...]) -> None:
+    pytest.importorskip("ray")
+    begin = time.monotonic()
+    with one_line(*parts), make_launcher("ray", address=address):
+        pass
+    assert time.monotonic() - begin < 30
 
 
 # One launch leaves one run

@@ -23,8 +23,9 @@ from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.store import Run, read_runs
 from ftbench.training.clock import Clock
-from ftbench.training.keeping import Keeper, Told
+from ftbench.training.keeping import Keeper
 from ftbench.training.logprobs import CompletionLogProbs
+from ftbench.training.statefile import Told
 from ftbench.training.trainer import StepReport
 from strangers import command_line, environment, ftbench
 from tiny import draw_pairs, make_training
@@ -212,7 +213,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from ftbench.training.keeping import _State, _write
+from ftbench.training.statefile import State, StateFiles
 
 
 def write_half(tensors, path, metadata):
@@ -221,7 +222,7 @@ def write_half(tensors, path, metadata):
 
 
 safetensors.torch.save_file = write_half
-_write(Path(sys.argv[1]), {}, _State.model_construct())
+StateFiles(Path(sys.argv[1])).write({}, State.model_construct())
 """
 
 

@@ -1,14 +1,12 @@
 """Runs at a URL, against a real S3-compatible server on loopback: whole or not there, each under its own name."""
 
 import json
-import os
 import shutil
 import socket
 import sys
 import threading
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -39,32 +37,6 @@ from strangers import FAULTS, ftbench_here, install
 
 moto = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    started = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    started.start()
-    host, port = started.get_host_and_port()
-    yield f"http://{host}:{port}"
-    started.stop()
-
-
-@pytest.fixture
-def url(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder in a fresh bucket."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("FTBENCH_CACHE", str(tmp_path / "one"))
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("s3").mkdir(bucket)
-    return f"s3://{bucket}/runs"
 
 
 @pytest.fixture
@@ -366,7 +338,7 @@ def test_a_run_is_kept_while_its_server_is_gone_and_sent_by_the_next_command(
 
 
 def test_a_run_that_waits_at_the_end_is_said_and_the_exit_code_is_1(
-    url: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path / "site", "ftbench-faults", FAULTS)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -411,9 +383,9 @@ def test_without_s3fs_it_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch) 
         open_store(url)
 
 
-def test_who_is_not_let_in_is_told(url: str, server: str) -> None:
+def test_who_is_not_let_in_is_told(url: str, s3_server: str) -> None:
     def refuse_after(count: str) -> None:
-        request = urllib.request.Request(f"{server}/moto-api/reset-auth", data=count.encode(), headers=PLAIN)
+        request = urllib.request.Request(f"{s3_server}/moto-api/reset-auth", data=count.encode(), headers=PLAIN)
         urllib.request.urlopen(request).close()
 
     refuse_after("0")

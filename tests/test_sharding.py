@@ -28,6 +28,7 @@ from ftbench.results.store import read_runs
 from ftbench.training.batching import batch_tokens
 from ftbench.training.sharding import Ranks, deal, decoder_layers
 from rank import CASES, plan_of, train
+from rank_killed import KILLED
 from strangers import command_line, environment, ftbench, install
 from tiny import draw_pairs
 
@@ -105,6 +106,18 @@ def test_the_plan_counts_what_a_rank_holds(case: str, models: Path, together: Pa
     assert found[1].total < 0.9 * found[0].total
 
 
+@pytest.mark.parametrize("case", KILLED)
+def test_two_processes_that_were_killed_end_where_unbroken_ones_do(case: str, together: Path) -> None:
+    found = json.loads((together / "found.json").read_text())["killed"][case]
+    assert found["steps"] > 6
+    assert (found["rows differ"], found["differ"]) == (False, [[], []])
+    # Two were killed before they had kept anything. What was written but did not count yet was not taken up.
+    assert found["times"] == 3
+    shares = [[name for name in names if not name.endswith(".lock")] for names in found["files"]]
+    assert list(map(len, shares)) == [4, 2]  # it goes with the next that counts
+    assert found["times without a share"] == 0
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_a_step_is_dealt_so_that_all_pass_as_often(ranks: int) -> None:
     examples = draw_pairs(5, 7)
@@ -142,14 +155,22 @@ def test_a_run_over_two_devices(models: Path, tmp_path: Path) -> None:
 
 STRANGER = """
 import os, signal
+from pathlib import Path
 import ftbench
 
 class Dies(ftbench.Algorithm):
-    \"\"\"One rank alone is killed, as by the kernel when memory runs out.\"\"\"
+    \"\"\"One rank alone is killed, as by the kernel when memory runs out; once, when two states were kept.\"\"\"
     name = "dies"
+    states = 0
+    seen = None
     def loss(self, logprobs):
-        if os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["RANK"] == "1" and not Path("killed").exists():
+            there = set(Path("runs").glob(".training-dies-*.safetensors.1-*"))
+            self.states += there != self.seen
+            self.seen = there
+            if self.states > 2:
+                Path("killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
         return logprobs.nll()
 
 class Raises(ftbench.Algorithm):
@@ -166,16 +187,25 @@ def ftbench_algorithms():
 """
 
 
-def test_a_rank_that_dies_ends_the_run_with_a_reason(models: Path, tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_run_with_a_reason_and_it_goes_on(models: Path, tmp_path: Path) -> None:
     install(tmp_path, "ftbench-stranger", STRANGER)
-    asked = ["run", "--algo", "dies", "--algo", "raises", "--model", str(models / "llama"), "--tokens", "1000"]
-    done = ftbench(*asked, *ARGUMENTS, "--out", str(tmp_path / "runs"), plugins=tmp_path)
+    asked = ["run", "--model", str(models / "llama"), "--tokens", "4000", *ARGUMENTS]
+    asked += ["--set", "effective_batch_size=2", "--save-every", "0.001", "--out", "runs", "--algo", "dies"]
+    done = ftbench(*asked, "--algo", "raises", plugins=tmp_path, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     ended = {run.result.recipe.algorithm: run.result for run in read_runs(tmp_path / "runs")[0]}
     assert ended["dies"].status == "out-of-memory"
     assert "SIGKILL" in (ended["dies"].reason or "")
     assert ended["raises"].status == "failed"
     assert "no such layer" in (ended["raises"].reason or "")
+    kept = {path.name.partition("-s0")[0] for path in (tmp_path / "runs").glob(".training-*")}
+    assert kept == {".training-dies"}  # what raises would do so again
+    again = ftbench(*asked, plugins=tmp_path, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    runs = [run.result for run in read_runs(tmp_path / "runs")[0] if run.result.recipe.algorithm == "dies"]
+    (found,) = [result for result in runs if result.status == "ok"]
+    assert found.measures.resumed == 1
+    assert not list((tmp_path / "runs").glob(".*"))
 
 
 def test_an_interrupt_before_the_ranks_have_met_ends_all_of_them_at_once(models: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,44 @@ def test_what_is_there_can_be_read_from_a_store_that_cannot_be_written(
     assert "Read-only file system" in line
     assert "mount it so that it can be written, or choose another folder" in line
     assert "free some space" not in line
+
+
+def set_immutable(folder: Path, *, on: bool) -> None:
+    """Let nobody, root included, write into a folder, as on a server that was told so; or again let them."""
+    done = subprocess.run(["chattr", f"{'+' if on else '-'}i", folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a folder cannot be made immutable here: {done.stderr.strip()}")
+
+
+@pytest.mark.skipif(shutil.which("chattr") is None, reason="there is no chattr here")
+def test_a_store_that_can_no_longer_be_written_midway_loses_nothing(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[Path] = []
+
+    def lock(phase: str, folder: Path) -> None:
+        if phase == "save":
+            for each in (folder, folder.parent):
+                set_immutable(each, on=True)
+                locked.append(each)
+
+    monkeypatch.setattr("ftbench.execution.machine.Workers", WorkingHere)
+    assert call(recipe, ["lora"], tmp_path).returncode == 0
+    whole = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/*") if path.is_file()}
+    monkeypatch.setattr("ftbench.execution.machine.Workers", lambda: WorkingHere(lock))
+    try:
+        ended = call(recipe, ["full"], tmp_path)
+    finally:
+        for each in locked:
+            set_immutable(each, on=False)
+    assert ended.returncode == 1
+    line = ended.stderr.splitlines()[-1]
+    assert "Operation not permitted" in line
+    assert "Traceback" not in ended.stderr
+    assert {path: path.read_bytes() for path in whole} == whole
+    monkeypatch.setattr("ftbench.execution.machine.Workers", WorkingHere)
+    again = call(recipe, ["full"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {run.result.status for run in read_runs(tmp_path / "runs")[0]} == {"ok"}
+    # What could not be removed goes once the process that made it is gone: here it is this one.
+    assert all(name.startswith(".unfinished-") for name in hidden(tmp_path / "runs"))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -37,6 +38,8 @@ _ARRIVES = 60.0
 _LONGEST_QUEUE = 1000
 _END = ("", "")
 """What the listener is told when there is nothing more to hear."""
+_ANSWERS = 10.0
+"""Seconds that a cluster's address is waited for."""
 _OBJECT_STORE = 100 * 2**20
 """Bytes of Ray's object store, through which nothing goes here; its own choice would take a third of the memory."""
 
@@ -229,6 +232,8 @@ def _start(address: str | None) -> Any:
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise UsageError('--launcher ray needs Ray, which is not installed; pip install "ftbench[ray]"') from error
+    if address:
+        _knock(address)
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     heard = signal.getsignal(signal.SIGTERM)
     try:
@@ -242,6 +247,24 @@ def _start(address: str | None) -> Any:
     finally:
         signal.signal(signal.SIGTERM, heard)  # Ray puts its own there
     return ray
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens at a cluster's address: where nobody does, Ray itself goes on trying for minutes.
+
+    Raises:
+        FtbenchError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # a name that Ray may know, such as `auto`
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS).close()
+    except (OSError, OverflowError) as error:
+        raise FtbenchError(
+            f"no Ray cluster at {address}: {error}; start one there (`ray start --head`), or see what the address of "
+            "yours is (`ray status` on its head)"
+        ) from error
 
 
 class _NoMemoryError(FtbenchError):

@@ -117,7 +117,7 @@ def launch(
             _write(folder, read_run(folder).result.model_copy(update={"tuning": tuning}))
         published = publish(folder, out, recipe)
     run = read_run(published)
-    if not is_of_use(run.result.status):
+    if not is_of_use(run.result.status) or not state.exists():  # what then lies beside is of no use either
         forget(state)
     return run
 

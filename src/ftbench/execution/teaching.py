@@ -18,8 +18,9 @@ from ftbench.results.result import Checkpoint
 from ftbench.results.store import METRICS, MODEL
 from ftbench.training.batching import Plan
 from ftbench.training.clock import Clock
-from ftbench.training.keeping import Keeper, Told, digest_of
+from ftbench.training.keeping import Keeper, digest_of
 from ftbench.training.sharding import unite
+from ftbench.training.statefile import Told
 from ftbench.training.step import trainable
 from ftbench.training.trainer import OptimiserSettings, StepReport, Training
 from ftbench.training.watch import StepWatch, vocabulary
@@ -156,7 +157,7 @@ class Teaching:
             log.rows[:] = told["steps"]
             checkpoints.go_on([Checkpoint(**row) for row in told["checkpoints"]])
 
-        return Keeper(self.saving.path, digest_of(*of), self.saving.every, clock, tell, hear)
+        return Keeper(self.saving.path, digest_of(*of), self.saving.every, clock, tell, hear, self.course.ranks)
 
     def _warn_of_idle(self, names: Sequence[str]) -> None:
         """Say what counts as trainable and was not trained: a method that uses its parts in turn may mean it so."""

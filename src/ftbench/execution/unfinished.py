@@ -1,4 +1,4 @@
-"""Trainings under way: the one file beside the runs from which a killed one goes on."""
+"""Trainings under way: the file beside the runs from which a killed one goes on, and those that belong to it."""
 
 import shutil
 import time
@@ -66,6 +66,12 @@ def forget(path: Path) -> None:
         for state in (path.with_name(name) for name in names):
             if state == path or _newest(state) < old:
                 _remove(state)
+
+
+def spoil(path: Path) -> None:
+    """See that nobody takes up a state that another process keeps, which ends together with this one."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _newest(state: Path) -> float:

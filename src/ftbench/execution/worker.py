@@ -27,7 +27,7 @@ from ftbench.execution.ranks import is_lost, join
 from ftbench.execution.shortage import explain_shortage
 from ftbench.execution.starting import find_start
 from ftbench.execution.teaching import TRAIN
-from ftbench.execution.unfinished import Saving, forget, state_file, would_fail_again
+from ftbench.execution.unfinished import Saving, forget, spoil, state_file, would_fail_again
 from ftbench.files import AGAIN, disk_mend, write_json
 from ftbench.memory.budget import lift_budget
 from ftbench.memory.fit import is_out_of_memory
@@ -86,9 +86,7 @@ def work(folder: Path, baseline: Run | None, save_every: float, events: EventWri
             _trace(algorithm, registry, tell)
         start = find_start(recipe, registry)
         beside = baseline.replies() if baseline else []
-        saving = None
-        if save_every and ranks.count == 1:  # a share of a state is none that another number could take up
-            saving = Saving(state, save_every)
+        saving = Saving(state, save_every) if save_every else None
         course = Course(recipe, algorithm, folder, events, facts, ranks)
         RunInProgress(course, registry, start, beside, saving).carry_out()
     except Exception as error:
@@ -98,7 +96,7 @@ def work(folder: Path, baseline: Run | None, save_every: float, events: EventWri
             raise
         status, reason = _judge_error(error, recipe, registry, facts)
         if facts.phase == TRAIN and would_fail_again(error, recipe):
-            forget(state)
+            (forget if ranks.leads else spoil)(state)
         _drop_model(folder)
     result = build_result(recipe, registry, facts, status, reason, started)
     if status != "ok" and (folder / RESULT).is_file():  # by the rank that failed first

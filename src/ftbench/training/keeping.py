@@ -2,20 +2,16 @@
 
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ftbench.memory.fit import Reduction, is_out_of_memory
-from ftbench.memory.parts import Parts
 from ftbench.training.clock import Clock
+from ftbench.training.sharding import Ranks, held
+from ftbench.training.statefile import Done, Found, Point, State, StateFiles, Told
 
 if TYPE_CHECKING:
     import torch
@@ -27,44 +23,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MODEL, _OPTIMISER, _RANDOM = "model.", "optimiser.", "random."
 
-Told = dict[str, Any]
-"""What whoever starts the training wants kept with it, as JSON has it."""
-
-
-class Done(BaseModel):
-    """A part of a training that is over: what a stage took, or what the reference found of the plan's examples."""
-
-    model_config = ConfigDict(frozen=True)
-
-    tokens: int = 0
-    seconds: float = 0.0
-    references: list[tuple[float, float] | None] | None = None
-
-
-class Point(BaseModel):
-    """How far a stage is: steps, real tokens and seconds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-class _State(BaseModel):
-    """What is kept beside the tensors."""
-
-    of: str
-    done: list[Done]
-    point: Point
-    clock: float
-    micro_batch_tokens: int
-    checkpointing: bool
-    reductions: list[Reduction]
-    peaks: dict[str, Parts]
-    told: Told
-    times: int
-
 
 @dataclass
 class Keeper:
@@ -75,12 +33,13 @@ class Keeper:
     scores; what an algorithm does by itself before, it does again.
 
     Args:
-        path: of the state's one file; with None nothing is kept.
+        path: of the state's file; with None nothing is kept.
         of: all that the outcome hangs on; a state of something else is not taken up.
         every: seconds of training between two times.
         clock: of the training; it stands still meanwhile.
         tell: returns what is kept with the state.
         hear: is given it back.
+        ranks: the processes that train the model together. Each keeps its share, and all take theirs up, or none.
     """
 
     path: Path | None = None
@@ -89,6 +48,7 @@ class Keeper:
     clock: Clock = field(default_factory=Clock)
     tell: Callable[[], Told] = dict
     hear: Callable[[Told], None] = lambda _: None
+    ranks: Ranks = field(default_factory=Ranks)
     times: int = 0
     """How often this training was taken up."""
     before: float = 0.0
@@ -99,11 +59,10 @@ class Keeper:
         self._changed: set[int] = set()
         self._kept = 0.0
         self._lock: FileLock | None = None
-        self._found: _State | None = None
-        self._file: Any = None
+        self._found: Found | None = None
         # What another process is keeping is its own: taken up here, it would be of two trainings.
-        if self.path and self.path.exists() and self._is_alone(self.path):
-            self._found, self._file = _read(self.path, self.of)
+        if self.path and self.ranks.agree(self.path.exists()) and self._is_ours(self.path):
+            self._found = StateFiles(self.path, self.ranks).find(self.of)
 
     def note_trained(self, parameters: "Iterable[Tensor]") -> None:
         """Keep these from now on, too: a stage trains them, or did in a process before this one."""
@@ -111,7 +70,7 @@ class Keeper:
 
     def enter(self) -> Done | None:
         """Begin the next part; what it came to, where it was over already."""
-        behind = self._found.done if self._found else []
+        behind = self._found.state.done if self._found else []
         if len(self._done) >= len(behind):
             return None
         self.leave(behind[len(self._done)])
@@ -123,10 +82,11 @@ class Keeper:
 
     def take_up(self, training: "Training", optimiser: "MasterAdamW") -> Point:
         """Return where a stage begins: at its first step, or where it was kept, with all as it was then."""
-        found, self._found = self._found, None
-        if found is None:
+        if self._found is None:
             return Point()
-        with self._file as file:
+        found, tensors = self._found.state, self._found.tensors
+        self._found = None
+        with tensors as file:
             names = set(file.keys())
             _fill(self._weights(training), names, file.get_tensor)
             optimiser.load(lambda name: file.get_tensor(_OPTIMISER + name))
@@ -139,7 +99,8 @@ class Keeper:
         self.hear(found.told)
         self.clock.go_on(found.clock)
         self.before = self._kept = found.clock
-        _LOG.warning("training goes on from step %d of stage '%s'", found.point.steps + 1, training.stage)
+        if self.ranks.leads:
+            _LOG.warning("training goes on from step %d of stage '%s'", found.point.steps + 1, training.stage)
         return found.point
 
     def keep(self, training: "Training", optimiser: "MasterAdamW", steps: int, tokens: int, begin: float) -> None:
@@ -152,17 +113,15 @@ class Keeper:
             tokens: real tokens of these.
             begin: what the clock said when the stage began.
         """
-        from safetensors import SafetensorError
-
         if self.path is None:
             return
         now = self.clock()
         if now - self._kept < self.every:
             return
         self._kept = now
-        if not self._is_alone(self.path):
+        if not self._is_ours(self.path):
             return
-        state = _State(
+        state = State(
             of=self.of,
             done=self._done,
             point=Point(steps=steps, tokens=tokens, seconds=now - begin),
@@ -180,17 +139,18 @@ class Keeper:
                 **{_OPTIMISER + name: tensor for name, tensor in optimiser.named_tensors()},
                 **_random(training.model.device),
             }
-            try:
-                _write(self.path, tensors, state)
-            except Exception as error:
-                if not (isinstance(error, OSError | SafetensorError) or is_out_of_memory(error)):
-                    raise
-                _LOG.warning("the state of training could not be kept (%s): it goes on without", error)
+            problem = StateFiles(self.path, self.ranks).write(tensors, state)
+        if problem and self.ranks.leads:
+            _LOG.warning("the state of training could not be kept (%s): it goes on without", problem)
 
     def close(self) -> None:
         """Let others keep the state of this training."""
         if self._lock is not None:
             self._lock.release(force=True)  # as often as it was asked for
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether the state is for these ranks to keep; the first of them has the lock."""
+        return self.ranks.agree(self.ranks.leads and self._is_alone(path))
 
     def _is_alone(self, path: Path) -> bool:
         """Whether no other process keeps the same state; the first that comes to it has the right."""
@@ -207,46 +167,14 @@ class Keeper:
         return True
 
     def _weights(self, training: "Training") -> "dict[str, Tensor]":
-        """Return what any stage so far has trained, by what it is called now."""
+        """Return what this rank holds of what any stage so far has trained, by what it is called now."""
         named = training.model.named_parameters()
-        return {_MODEL + name: one.detach() for name, one in named if id(one) in self._changed}
+        return {_MODEL + name: held(one.detach()) for name, one in named if id(one) in self._changed}
 
 
 def digest_of(*facts: str) -> str:
     """Return one digest of all that the outcome of a training hangs on."""
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
-
-
-def _read(path: Path, of: str) -> tuple[_State | None, Any]:
-    """Return what is kept of the same training, and the open file, so that the tensors are those of the same moment.
-
-    None where nothing is kept, or what cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        file: Any = safe_open(path, "pt")
-        state = _State.model_validate_json((file.metadata() or {}).get("state", ""))
-    except (OSError, SafetensorError, ValidationError):
-        return None, None
-    return (state, file) if state.of == of else (None, None)
-
-
-def _write(path: Path, tensors: "Mapping[str, Tensor]", state: _State) -> None:
-    """Write one file, whole or not at all."""
-    from safetensors.torch import save_file
-
-    # A folder, for safetensors writes through a temporary file beside, whose name nobody else would know.
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}."))
-    temporary = folder / "state"
-    try:
-        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, {"state": state.model_dump_json()})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill(weights: "Mapping[str, Tensor]", names: Set[str], read: "Callable[[str], Tensor]") -> None:

@@ -83,8 +83,8 @@ class Ranks:
             dist.all_gather_object(found, part)
         return found
 
-    def agree(self, value: float) -> float:
-        """Return what the first rank says: what is decided by a clock must be decided alike."""
+    def agree(self, value: T) -> T:
+        """Return what the first rank says: what is decided by a clock, or a file that it sees to, is decided alike."""
         return value if self.count == 1 else self.gather(value)[0]
 
 

@@ -12,11 +12,12 @@ from ftbench.memory.fit import Fit, free_memory, is_out_of_memory
 from ftbench.training.batching import MicroBatch, Plan, Step, batch_tokens, cut
 from ftbench.training.clock import Clock
 from ftbench.training.idle import Idle
-from ftbench.training.keeping import Done, Keeper
+from ftbench.training.keeping import Keeper
 from ftbench.training.logprobs import CompletionLogProbs, is_padded
 from ftbench.training.reference import add_reference, take_reference
 from ftbench.training.sharding import Ranks, deal
 from ftbench.training.sharing import Share
+from ftbench.training.statefile import Done
 from ftbench.training.step import Loss, Moment, accumulate, can_checkpoint, set_checkpointing, trainable
 from ftbench.training.watch import StepWatch
 
