@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, stdtrit
 
 from ftbench.evaluation.comparison import LEVEL, Difference, compare, correct, verdict
 from ftbench.evaluation.crossed import (
+    Crossed,
     crossed,
     each_crossed,
     mean_over_seeds,
@@ -141,6 +142,12 @@ def test_a_mean_over_seeds_has_students_interval() -> None:
     assert (found.mean, found.n) == (2.0, 3)
     assert found.high == pytest.approx(2 + 4.302653 / sqrt(3))  # Student's 97.5 % quantile, two degrees of freedom
     assert mean_over_seeds([5.0]).low is None
+
+
+@settings(max_examples=300)
+@given(st.floats(1, 1e9) | st.floats(1, 5) | st.integers(1, 200))
+def test_students_quantile_is_scipys(freedom: float) -> None:
+    assert Crossed(0.0, 1.0, freedom).quantile == pytest.approx(stdtrit(freedom, 0.975), rel=1e-9)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

@@ -8,7 +8,6 @@ Satterthwaite (1946).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import fsum, sqrt
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -35,11 +34,34 @@ class Crossed:
         return _student(self.freedom)
 
 
-@cache
-def _student(freedom: float) -> float:
-    from scipy.special import stdtrit
+_STUDENT = (
+    5.76622573013,
+    5.04671367735,
+    1.51440333498,
+    0.319326140541,
+    0.0516364974598,
+    0.00700108977996,
+    0.000812422573727,
+    7.88027014392e-05,
+    6.3114491269e-06,
+    6.82743978003e-07,
+    5.78185632181e-08,
+    -1.65195709233e-08,
+    6.08102662822e-09,
+)
 
-    return float(stdtrit(freedom, 0.975))
+
+def _student(freedom: float) -> float:
+    """Return Student's 97.5 % quantile, to a relative 1e-9, for degrees of freedom from 1 on.
+
+    In their inverse it is smooth, so that few of Chebyshev's polynomials over [0, 1] make it (summed as by Clenshaw
+    1955). To import what knows it for all probabilities took a tenth of a table of thousands of runs.
+    """
+    place = 2 / freedom - 1
+    last = before = 0.0
+    for each in _STUDENT[:0:-1]:
+        last, before = 2 * place * last - before + each, last
+    return place * last - before + _STUDENT[0]
 
 
 def crossed(table: "Table") -> Crossed:
