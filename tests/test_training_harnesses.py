@@ -58,6 +58,7 @@ def test_the_bare_loop_trains_on_the_same(algorithm: str, training: ModuleType, 
     bare = harness.bare_losses(case, "sample")
     assert bare[0] == pytest.approx(losses[0], rel=1e-5)  # later ones hang on the rate, which there is steady
     assert len(bare) == len(losses) == STEPS
-    pairs = harness.in_turn(case, "sample")
-    assert len(pairs) == STEPS - 1
-    assert all(seconds > 0 for pair in pairs for seconds in pair)
+    for bare_first in (False, True):
+        pairs = harness.in_turn(case, "sample", bare_first=bare_first)
+        assert len(pairs) == STEPS - 1
+        assert all(seconds > 0 for pair in pairs for seconds in pair)
