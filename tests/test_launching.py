@@ -28,6 +28,7 @@ from ftbench.execution.workers import Stopped, Workers
 from ftbench.plugins import load_plugins
 from ftbench.recipe import Recipe
 from ftbench.results.store import read_runs
+from ftbench.waiting import brief_waiting
 from made_results import make_run
 from one_line import one_line
 from strangers import FAULTS, command_line, environment, install
@@ -285,6 +286,14 @@ def test_a_run_never_gets_more_threads_than_the_user_says(monkeypatch: pytest.Mo
     assert threads_for(2) == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 
 
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_threads_wait_briefly_unless_the_user_says_how(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert brief_waiting() == {"GOMP_SPINCOUNT": "4000"}
+    monkeypatch.setenv(name, "7")
+    assert brief_waiting() == {}
+
+
 def test_an_address_is_for_a_launcher_that_has_one() -> None:
     with one_line("--ray-address"):
         make_launcher("local", address="127.0.0.1:6379")
@@ -395,6 +404,7 @@ def test_an_interrupt_ends_all_workers_and_leaves_nothing(tiny_llama: Path, pair
     workers = psutil.Process(launcher.pid).children()
     assert len(workers) == 2
     assert {worker.environ()["OMP_NUM_THREADS"] for worker in workers} == {"1"}
+    assert {worker.environ()["GOMP_SPINCOUNT"] for worker in workers} == {"4000"}
     launcher.send_signal(signal.SIGINT)
     _, said = launcher.communicate(timeout=60)
     assert (launcher.returncode, said.strip()) == (1, "ftbench: stopped; finished runs are kept")

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import os
 import signal
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from ftbench.errors import FtbenchError, UsageError, nearest
+from ftbench.waiting import brief_waiting
 
 _COMMANDS = {
     "run": "Run algorithms on a task and print the table.",
@@ -112,6 +114,7 @@ def ftbench(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0 (done), 1 (a run failed) or 2 (wrong usage)."""
     given = sys.argv[1:] if arguments is None else arguments
+    os.environ.update(brief_waiting())  # before anything loads torch
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends as Ctrl-C does: nothing half-written
     sys.exit(_guarded(given))
 

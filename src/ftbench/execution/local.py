@@ -25,6 +25,7 @@ from ftbench.recipe import Recipe
 from ftbench.registry import Registry
 from ftbench.results.result import Result, Status, Tuning
 from ftbench.results.store import LAUNCH, LOG, RECIPE, RESULT, Run, of_launch, publish, read_run, staging
+from ftbench.waiting import brief_waiting
 
 
 def _shown_devices(count: int) -> dict[str, str]:
@@ -190,6 +191,8 @@ def _work(
     variables = {
         **_shown_devices(recipe.devices),
         **prompt_memory(limited=recipe.memory_budget is not None),
+        **brief_waiting(),
+        **brief_waiting(),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         **place.variables,
