@@ -19,6 +19,7 @@ from statistics import median
 from timed import once
 
 from ftbench.evaluation.statistics import Measured, share
+from ftbench.files import json_text
 from ftbench.recipe import Recipe
 from ftbench.results.result import (
     Checkpoint,
@@ -71,7 +72,7 @@ def _make(out: Path, count: int) -> int:
     for result in _results(count):
         folder = out / run_name(result.recipe)
         folder.mkdir()
-        size += (folder / RESULT).write_text(json.dumps(result.model_dump(mode="json"), indent=2))
+        size += (folder / RESULT).write_text(json_text(result.model_dump(mode="json")))
     return size
 
 

@@ -33,6 +33,8 @@ _MENDS = _OF_DISK | {
 }
 AGAIN = "run it again"
 """What the reason of a run ends with that may come to a better end the next time."""
+_DEPTH = 2
+"""Objects within objects that are written with a line for each field."""
 _IN_RUST = re.compile(r"\(os error (\d+)\)")
 """How safetensors says an errno, in an error that is no OSError."""
 
@@ -60,7 +62,23 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Return an object as JSON, a line for each of its fields and for each of theirs: what lies deeper is one line.
+
+    A line for each element of a list of hundreds is read by nobody, and a program takes a third longer for it.
+    """
+    return _lines(value, 0)
+
+
+def _lines(value: Any, depth: int) -> str:
+    if depth == _DEPTH or not isinstance(value, Mapping) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    begin, end = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    fields = (f"{json.dumps(key, ensure_ascii=False)}: {_lines(item, depth + 1)}" for key, item in value.items())
+    return "{" + begin + ("," + begin).join(fields) + end + "}"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -209,9 +209,10 @@ def read_runs(out: Path) -> tuple[list[Run], list[str]]:
         raise UsageError(f"no runs in {out}: there is no such folder; 'ftbench run --algo lora' makes the first")
     runs, warnings = [], []
     with without_collecting():
-        for folder in sorted(out.iterdir(), key=lambda folder: folder.name):
-            if folder.name.startswith("."):
+        for name in sorted(os.listdir(out)):  # noqa: PTH208
+            if name.startswith("."):
                 continue
+            folder = out / name
             path = f"{folder}/{RESULT}"  # a path object, and what it opens, take longer than reading
             try:
                 with open(path, "rb", buffering=0) as file:  # noqa: PTH123
