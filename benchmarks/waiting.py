@@ -36,16 +36,16 @@ while time.perf_counter() - begin < 3:
     done += 20
 print((time.perf_counter() - begin) / done * 1e6)
 """
-BUSY = "while True: pass"
+NEIGHBOURS: dict[str, list[str]] = {"nothing": [], "a busy process": ["while True: pass"], "the same": [LAYER]}
 
 
 def main() -> None:
     """Time each way of waiting beside each neighbour, and print it."""
     found: dict[str, dict[str, list[float]]] = {}
-    for beside in ("nothing", "a busy process", "the same"):
+    for beside, neighbours in NEIGHBOURS.items():
         for _ in range(TIMES):
             for how, variables in (("libgomp's", {}), ("ours", WAITING)):
-                found.setdefault(beside, {}).setdefault(how, []).append(_layer(beside, variables))
+                found.setdefault(beside, {}).setdefault(how, []).append(_layer(neighbours, variables))
     row = {
         "when": now(),
         "microseconds": {
@@ -63,11 +63,10 @@ def main() -> None:
         print(f"beside {beside}: " + ", ".join(f"{how} {median(times):,.0f} us" for how, times in ways.items()))
 
 
-def _layer(beside: str, variables: dict[str, str]) -> float:
+def _layer(neighbours: list[str], variables: dict[str, str]) -> float:
     """Return microseconds a layer."""
-    environment = {name: value for name, value in os.environ.items() if name not in {"OMP_NUM_THREADS", *WAITING}}
-    environment |= variables
-    neighbours = {"nothing": [], "a busy process": [BUSY], "the same": [LAYER]}[beside]
+    own = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", *WAITING}
+    environment = {name: value for name, value in os.environ.items() if name not in own} | variables
     others = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
         for code in neighbours

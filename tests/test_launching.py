@@ -288,7 +288,8 @@ def test_a_run_never_gets_more_threads_than_the_user_says(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_threads_wait_briefly_unless_the_user_says_how(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for own in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(own, raising=False)
     assert brief_waiting() == {"GOMP_SPINCOUNT": "4000"}
     monkeypatch.setenv(name, "7")
     assert brief_waiting() == {}

@@ -192,7 +192,6 @@ def _work(
         **_shown_devices(recipe.devices),
         **prompt_memory(limited=recipe.memory_budget is not None),
         **brief_waiting(),
-        **brief_waiting(),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         **place.variables,
