@@ -36,7 +36,7 @@ def main() -> None:
     path = HERE / "cluster" / "cpu.jsonl"
     path.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
-        row = lose_a_node(Path(place), _prepare(Path(place)), count)
+        row = lose_a_node(Path(place), _prepare(Path(place)), count, count // 2)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row, indent=2))
@@ -54,13 +54,15 @@ def _prepare(place: Path) -> list[str]:
     return ["--model", str(place / "model"), "--data", str(place / "pairs.jsonl"), "--topic", "boats"]
 
 
-def lose_a_node(place: Path, settings: list[str], count: int) -> dict[str, Any]:
-    """Make `count` runs on two nodes, the second of which is lost when half of them are there.
+def lose_a_node(place: Path, settings: list[str], count: int, there: int) -> dict[str, Any]:
+    """Make `count` runs on two nodes, the second of which is lost while it makes one and `there` of them are there.
 
     Args:
         place: a folder to write into.
         settings: model, data and topic, as `ftbench run` takes them.
         count: of runs, the untouched model's among them.
+        there: of them, before the node is lost. Behind it must be runs enough that the node gets one: on a busy machine
+            the first node makes several before the second has started its first process.
 
     Returns:
         How many runs there are, of how many recipes, and what else was seen.
@@ -87,9 +89,9 @@ def lose_a_node(place: Path, settings: list[str], count: int) -> dict[str, Any]:
         with (place / "log").open("wb") as log:
             launcher = subprocess.Popen([*line, "--out", str(out)], stdout=log, stderr=log, cwd=place)
         try:
-            workers = _when_on_node(raylet, out, count // 2, launcher)
+            workers = _when_on_node(raylet, out, there, launcher)
             killed = time.monotonic()
-            there = _finished(out)
+            there_when_killed = _finished(out)
             _kill_node(raylet)
             psutil.wait_procs(workers, timeout=60)
             orphans = [worker.pid for worker in workers if worker.is_running()]
@@ -108,7 +110,7 @@ def lose_a_node(place: Path, settings: list[str], count: int) -> dict[str, Any]:
         "recipes": len(digests),
         "twice": sum(number - 1 for number in digests.values()),
         "broken": broken,
-        "there_when_killed": there,
+        "there_when_killed": there_when_killed,
         "on_the_node": len(workers),
         "workers_gone_after_s": round(gone - killed, 1),
         "left": orphans,

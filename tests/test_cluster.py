@@ -47,14 +47,14 @@ def test_runs_of_a_lost_node_are_made_elsewhere_and_arrive_once(
 ) -> None:
     pytest.importorskip("ray")
     settings = ["--model", str(tiny_llama), "--data", str(pairs_file), "--topic", "boats"]
-    found = CLUSTER.lose_a_node(tmp_path, settings, 4)
+    found = CLUSTER.lose_a_node(tmp_path, settings, 6, 1)
     said = (tmp_path / "log").read_text()
     assert found["code"] == 0, said
-    assert (found["ok"], found["recipes"], found["twice"], found["broken"]) == (4, 4, 0, []), said
+    assert (found["ok"], found["recipes"], found["twice"], found["broken"]) == (6, 6, 0, []), said
     assert found["on_the_node"] == 1
     assert (found["left"], found["litter"]) == ([], [])
     runs, _ = read_runs(tmp_path / "runs")
-    assert len({of_launch(run.folder) for run in runs}) == 4
+    assert len({of_launch(run.folder) for run in runs}) == 6
     assert "lora, seed 2: train" in said  # progress came from the nodes
 
 
