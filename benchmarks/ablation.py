@@ -141,37 +141,38 @@ def main() -> None:
         print(f"{row['case']:70} {row['inside']['kl']:.3f} / {row['outside']['kl']:.3f}")
 
 
-class _Kept(statistics._Moments):
-    """Keeps the tokens themselves beside their moments; `every` holds all that were made, in the order of layers."""
+class _Kept(statistics._Layer):
+    """Keeps the tokens of all blocks; `every` holds all that were made, in the order of layers."""
 
     every: list["_Kept"] = []
 
-    def __init__(self, *sizes: Any) -> None:
-        super().__init__(*sizes)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self.x: list[Tensor] = []
         self.g: list[Tensor] = []
         self.every.append(self)
 
-    def add(self, x: Tensor, g: Tensor, before: Any) -> None:
-        """Add tokens, and keep them."""
-        self.x.append(x.clone())
-        self.g.append(g.clone())
-        super().add(x, g, before)
+    def take_in(self) -> bool:
+        """Take a block's tokens in, and keep them: a token's inputs as often as its gradients were drawn."""
+        draws = statistics.DRAWS
+        for draw in range(draws):
+            self.x += self._x
+            self.g += self._g[draw::draws]
+        return super().take_in()
 
 
 def _tokens(base: Any, calibration: list[list[int]]) -> tuple[list[Moments], list[LayerStatistics]]:
-    """Return each layer's inputs and gradients, `[seq, …]`, and its statistics, from one pass."""
-    statistics._Moments, statistics.PASSES = _Kept, 1  # type: ignore[misc, assignment]
+    """Return each layer's inputs and gradients, `[draws seq, …]`, and its statistics."""
+    statistics._Layer = _Kept  # type: ignore[misc, assignment]
     seen = statistics.collect(base, Family.of(base.config), calibration)
-    kept = [one for one in _Kept.every if one.tokens]
-    return [(torch.cat(one.x).double(), torch.cat(one.g).double()) for one in kept], seen
+    return [(torch.cat(one.x), torch.cat(one.g)) for one in _Kept.every], seen
 
 
 def _converted(
     fit: Fit, settings: dict[str, Any], calibration: Any, tokens: Sequence[Moments], seen: Sequence[LayerStatistics]
 ) -> Any:
     """Convert with the moments that `fit` makes of the tokens."""
-    fitted = [fit(x, g) for x, g in tokens]
+    fitted = [fit(x.double(), g.double()) for x, g in tokens]
     told = [
         replace(one, weighed=inputs, fisher=gradients) for one, (inputs, gradients) in zip(seen, fitted, strict=True)
     ]

@@ -1,36 +1,50 @@
 """The Kronecker factors of the Fisher information, against their definition and against a distribution known."""
 
+import pytest
 import torch
+from test_conversion import build
 
-from ftbench_mla.statistics import PASSES, _Moments, shrunk
+from ftbench_mla import statistics
+from ftbench_mla.family import Family
+from ftbench_mla.statistics import ROUNDS, Moments, collect, fisher_roots, shrunk
 
 
-def passes(x: torch.Tensor, g: torch.Tensor, many: int = PASSES) -> _Moments:
-    """Go over tokens as `collect` does, in pieces."""
-    before, done = None, _Moments(x.shape[1], g.shape[1], x.device)
-    for _ in range(many):
-        done = _Moments(x.shape[1], g.shape[1], x.device)
-        for begin in range(0, len(x), 100):
-            done.add(x[begin : begin + 100], g[begin : begin + 100], before)
-        before = done.inverted()
-    return done
+def fitted(x: torch.Tensor, g: torch.Tensor, rounds: int = ROUNDS) -> Moments:
+    """Weigh tokens as often as that, their gradients drawn once."""
+    moments = Moments.plain(x, g[None])
+    for _ in range(rounds):
+        moments = moments.reweigh(x, g[None], len(x))
+    return moments
 
 
 def cosine(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() * wanted.double()).sum() / (found.double().norm() * wanted.double().norm()))
 
 
-def test_the_first_pass_is_plain_and_the_next_weigh_tokens_as_the_matrix_normals_likelihood_does() -> None:
+def test_the_first_moments_are_plain_and_the_next_weigh_tokens_as_the_matrix_normals_likelihood_does() -> None:
     torch.manual_seed(0)
     x, g = torch.randn(300, 8), torch.randn(300, 6) * torch.rand(300, 1)
-    first, second = passes(x, g, 1), passes(x, g, 2)
-    assert torch.allclose(first.weighed, x.T @ x, rtol=1e-4, atol=1e-3)
-    assert torch.allclose(first.fisher, g.T @ g, rtol=1e-4, atol=1e-3)
-    inverse = torch.linalg.inv(shrunk(first.fisher.double() / 300, 1e-3))
+    first, second = fitted(x, g, 0), fitted(x, g, 1)
+    assert torch.allclose(first.inputs, x.T @ x, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(first.gradients, g.T @ g, rtol=1e-4, atol=1e-3)
+    inverse = torch.linalg.inv(shrunk(first.gradients.double() / 300, 1e-3))
     by_hand = sum(float(v @ inverse @ v) / 6 * torch.outer(u, u) for u, v in zip(x.double(), g.double(), strict=True))
     assert isinstance(by_hand, torch.Tensor)
-    assert torch.allclose(second.weighed.double(), by_hand, rtol=1e-3, atol=1e-3)
-    assert torch.allclose(second.inputs, x.T @ x, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(second.inputs.double(), by_hand, rtol=1e-3, atol=1e-3)
+    inverse = torch.linalg.inv(shrunk(first.inputs.double() / 300, 1e-3))
+    by_hand = sum(float(u @ inverse @ u) / 8 * torch.outer(v, v) for u, v in zip(x.double(), g.double(), strict=True))
+    assert isinstance(by_hand, torch.Tensor)
+    assert torch.allclose(second.gradients.double(), by_hand, rtol=1e-3, atol=1e-3)
+
+
+def test_several_draws_of_a_token_count_as_much_as_one() -> None:
+    torch.manual_seed(0)
+    x, g = torch.randn(300, 8), torch.randn(300, 6)
+    once, twice = fitted(x, g), Moments.plain(x, torch.stack([g, -g]))
+    for _ in range(ROUNDS):
+        twice = twice.reweigh(x, torch.stack([g, -g]), 300)
+    assert torch.allclose(once.inputs, twice.inputs, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(once.gradients, twice.gradients, rtol=1e-4, atol=1e-3)
 
 
 def test_tokens_on_which_nothing_hangs_do_not_count() -> None:
@@ -40,5 +54,34 @@ def test_tokens_on_which_nothing_hangs_do_not_count() -> None:
     x = torch.cat([told, idle])
     g = torch.cat([torch.randn(2000, 6), 1e-3 * torch.randn(1000, 6)])
     wanted = told.T @ told / 2000
-    assert cosine(passes(x, g, 1).weighed, wanted) < 0.9
-    assert cosine(passes(x, g).weighed, wanted) > 0.99
+    assert cosine(fitted(x, g, 0).inputs, wanted) < 0.9
+    assert cosine(fitted(x, g).inputs, wanted) > 0.99
+
+
+def test_what_is_drawn_has_the_moment_of_labels_and_each_draw_is_more_like_it_than_a_label_is() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([4.0, 1.0, 0.0, -1.0, -2.0])
+    chances = logits.softmax(-1)
+    wanted = torch.diag(chances) - torch.outer(chances, chances)
+    many = chances.expand(20_000, -1)
+    found = fisher_roots(many, torch.Generator().manual_seed(0))
+    assert found.sum(-1).abs().max() < 1e-6  # a shift of all logits changes nothing
+    assert torch.allclose(found.T @ found / len(found), wanted, atol=2e-3)
+    labels = torch.nn.functional.one_hot(torch.multinomial(chances, 20_000, replacement=True), 5).float() - chances
+    assert torch.allclose(labels.T @ labels / len(labels), wanted, atol=8e-3)
+    assert found.square().sum(-1).var() < 0.2 * labels.square().sum(-1).var()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gqa"])
+def test_more_tokens_than_are_kept_at_a_time_tell_nearly_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(name)
+    family = Family.of(model.config)
+    calibration = torch.randint(0, 64, (40, 40), generator=torch.Generator().manual_seed(1)).tolist()
+    whole = collect(model, family, calibration)
+    monkeypatch.setattr(statistics, "BLOCK", 400)
+    for one, other in zip(whole, collect(model, family, calibration), strict=True):
+        assert torch.allclose(one.inputs, other.inputs, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(one.mean, other.mean, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(one.distances, other.distances, rtol=1e-4, atol=1e-6)
+        assert cosine(one.weighed, other.weighed) > 0.99
+        assert cosine(one.fisher, other.fisher) > 0.99

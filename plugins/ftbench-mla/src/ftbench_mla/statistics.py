@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-PASSES = 3
-"""Over the calibration texts: after two, the moments hardly change any more."""
+DRAWS = 4
+"""Gradients of a token: with one, half of what the moments do not know of other texts is the chance of the draw."""
 
-SHRINK_INPUTS, SHRINK_FISHER = 0.003, 0.03
+ROUNDS = 2
+"""Of weighing tokens anew: after two, the moments hardly change any more."""
+
+BLOCK = 8192
+"""Tokens whose inputs and gradients are kept at a time."""
+
+SHRINK_INPUTS, SHRINK_FISHER = 0.1, 0.1
 """By how much the weighed moments are drawn towards the identity: a few thousand tokens know no small eigenvalues."""
+
+_NEXT_TO_NOTHING = 1e-3
+"""By how much moments are drawn there before they are inverted, to weigh by."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class LayerStatistics:
     which every token's x xᵀ is weighed by gᵀ fisher⁻¹ g, and its g gᵀ by xᵀ weighed⁻¹ x. Taken each by itself, as
     K-FAC does (Martens and Grosse 2015), the moments are ruled by tokens on which next to nothing hangs: on
     SmolLM2-135M, keeping half the cache then cost twice the divergence.
+
+    Labels are not drawn one by one: see `fisher_roots`.
     """
 
     inputs: Tensor
@@ -52,84 +63,100 @@ def collect(model: "PreTrainedModel", family: Family, sequences: Sequence[Sequen
     longest = max((len(sequence) for sequence in sequences), default=0)
     if not longest:
         raise UnconvertibleError("calibration needs at least one text")
-    layers = [_Sums(family, attention, longest) for attention in family.attentions(model)]
+    layers = [_Layer(family, attention, longest) for attention in family.attentions(model)]
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    draw = torch.Generator().manual_seed(0)
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
         with ExitStack() as stack:
             for layer in layers:
                 stack.enter_context(layer.watching())
-            for _ in range(PASSES):
-                for layer in layers:
-                    layer.begin_pass()
-                draw = torch.Generator().manual_seed(0)
-                for sequence in sequences:
+            for block in _blocks(sequences):
+                for sequence in block:
                     _run(model, torch.tensor([list(sequence)], device=model.device), draw)
-                for layer in layers:
-                    layer.end_pass()
+                for index, layer in enumerate(layers):
+                    if not layer.take_in():
+                        raise UnconvertibleError(
+                            f"the activations or gradients of layer {index} are not finite on the calibration texts"
+                        )
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    for index, layer in enumerate(layers):
-        if not layer.is_finite:
-            raise UnconvertibleError(
-                f"the activations or gradients of layer {index} are not finite on the calibration texts"
-            )
     return [layer.finish() for layer in layers]
 
 
+def _blocks(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Put sequences together until they have so many tokens as are kept at a time."""
+    block: list[Sequence[int]] = []
+    for sequence in sequences:
+        if block and sum(map(len, block)) + len(sequence) > BLOCK:
+            yield block
+            block = []
+        block.append(sequence)
+    yield block
+
+
 def _run(model: "PreTrainedModel", ids: Tensor, draw: torch.Generator) -> None:
-    """Go forward and backward once, with labels drawn from the model."""
+    """Go forward once, and backward for each draw."""
     with torch.enable_grad():
         inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
         logits = model(inputs_embeds=inputs, use_cache=False).logits[0].float()
         chances = logits.detach().softmax(-1)
         if not bool(chances.isfinite().all()):
             raise UnconvertibleError("the model's predictions on the calibration texts are not finite numbers")
-        labels = torch.multinomial(chances.cpu(), 1, generator=draw)[:, 0].to(logits.device)
-        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+        for left in reversed(range(DRAWS)):
+            logits.backward(fisher_roots(chances, draw), retain_graph=left > 0)
+
+
+def fisher_roots(chances: Tensor, draw: torch.Generator) -> Tensor:
+    """Return gradients by logits, `[seq, vocabulary]`, whose second moment is that of p - onehot(y), y drawn from p.
+
+    That moment, the Fisher information by the logits, is diag p - p pᵀ = S Sᵀ with S = diag √p - p √pᵀ, and so also
+    that of S e for signs e. Where a label is drawn, a token of which the model is sure has next to no gradient but in
+    the rare draw, when it has a large one; so many signs leave far less to chance.
+    """
+    signs = torch.randint(0, 2, chances.shape, generator=draw, dtype=torch.int8).to(chances.device)
+    found = chances.sqrt().mul_(signs.mul_(2).sub_(1))
+    found -= chances * found.sum(-1, keepdim=True)
+    return found
 
 
 @dataclass(frozen=True)
-class _Weighing:
-    """What weighs a pass: the inverses of the moments of the one before."""
+class Moments:
+    """Sums over tokens: of x xᵀ, and of g gᵀ over their draws, each token weighed."""
 
-    weighed: Tensor
-    fisher: Tensor
+    inputs: Tensor
+    gradients: Tensor
 
+    @classmethod
+    def plain(cls, x: Tensor, g: Tensor) -> "Moments":
+        """Add up tokens that count alike, `[seq, hidden]` and `[draws, seq, out]`."""
+        flat = g.flatten(0, 1)
+        return cls(x.T @ x, flat.T @ flat / len(g))
 
-class _Moments:
-    """The first and second moment of the inputs, and the weighed second moments of inputs and gradients."""
+    def reweigh(self, x: Tensor, g: Tensor, tokens: int) -> "Moments":
+        """Add up tokens, each weighed by what these moments, of so many tokens, say of it; the weights are about 1."""
+        of_x = _weights(x, self.inputs / tokens)
+        of_g = _weights(g, self.gradients / tokens).mean(0)
+        gradients = (g * of_x).flatten(0, 1).T @ g.flatten(0, 1) / len(g)
+        return Moments((x * of_g).T @ x, gradients)
 
-    def __init__(self, hidden: int, out: int, device: torch.device) -> None:
-        self.inputs = torch.zeros(hidden, hidden, device=device)
-        self.mean = torch.zeros(hidden, device=device)
-        self.weighed = torch.zeros(hidden, hidden, device=device)
-        self.fisher = torch.zeros(out, out, device=device)
-        self.tokens = 0
+    def __add__(self, other: "Moments") -> "Moments":
+        """Put two together."""
+        return Moments(self.inputs + other.inputs, self.gradients + other.gradients)
 
-    def add(self, x: Tensor, g: Tensor, before: _Weighing | None) -> None:
-        """Add tokens, `[seq, hidden]` and `[seq, out]`, weighed by the inverse moments of the pass before, if any."""
-        self.inputs += x.T @ x
-        self.mean += x.sum(0)
-        self.tokens += len(x)
-        self.weighed += (x if before is None else x * _weight(g, before.fisher)).T @ x
-        self.fisher += (g if before is None else g * _weight(x, before.weighed)).T @ g
-
-    def inverted(self) -> _Weighing:
-        """Return what weighs the next pass."""
-        return _Weighing(_inverse(self.weighed / self.tokens), _inverse(self.fisher / self.tokens))
-
-
-def _weight(rows: Tensor, inverse: Tensor) -> Tensor:
-    """Return rowᵀ inverse row over their width, `[seq, 1]`: one on average."""
-    return ((rows @ inverse) * rows).sum(1, keepdim=True) / rows.shape[1]
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of both are finite numbers."""
+        return bool(self.inputs.isfinite().all() and self.gradients.isfinite().all())
 
 
-def _inverse(moment: Tensor) -> Tensor:
-    inverse: Tensor = torch.linalg.inv(shrunk(moment.double(), 1e-3))
-    return inverse.float()
+def _weights(rows: Tensor, moment: Tensor) -> Tensor:
+    """Return rowᵀ moment⁻¹ row over their width, `[…, seq, 1]`: one on average."""
+    inverse = torch.linalg.inv(shrunk(moment.double(), _NEXT_TO_NOTHING)).to(rows.dtype)
+    found: Tensor = ((rows @ inverse) * rows).sum(-1, keepdim=True) / rows.shape[-1]
+    return found
 
 
 def shrunk(moment: Tensor, share: float) -> Tensor:
@@ -138,19 +165,21 @@ def shrunk(moment: Tensor, share: float) -> Tensor:
     return (1 - share) * moment + share * size * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 
-class _Sums:
+class _Layer:
     """Adds up what one attention layer sees."""
 
     def __init__(self, family: Family, attention: nn.Module, longest: int) -> None:
         self._family, self._attention = family, attention
         self._base = family.projections(attention)
         key = self._base.key
-        self._sizes = key.shape[1], 2 * len(key), key.device
-        self._moments = _Moments(*self._sizes)
-        self._done: _Moments | None = None
-        self._before: _Weighing | None = None
-        self._distances = torch.zeros(longest, dtype=torch.float32, device=key.device)
-        self._x = torch.empty(0)
+        hidden, device = key.shape[1], key.device
+        self._inputs = torch.zeros(hidden, hidden, device=device)
+        self._mean = torch.zeros(hidden, device=device)
+        self._distances = torch.zeros(longest, device=device)
+        self._moments: Moments | None = None
+        self._tokens = 0
+        self._x: list[Tensor] = []  # of each text of the block, [seq, hidden]
+        self._g: list[Tensor] = []  # of each text of the block, as often as is drawn, [seq, 2 G h]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -161,37 +190,44 @@ class _Sums:
             yield
 
     def _see_inputs(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = given[0] if given else named["hidden_states"]
-        self._x = x.detach()[0].float()
-        if self._done is None:
-            angles = named.get("position_embeddings")
-            self._distances[: len(self._x)] += attended(self._base, self._family, self._attention, self._x, angles)
+        x = (given[0] if given else named["hidden_states"]).detach()[0]
+        self._x.append(x)
+        angles = named.get("position_embeddings")
+        self._distances[: len(x)] += attended(self._base, self._family, self._attention, x.float(), angles)
 
     def _see_gradients(self, gradient: Tensor) -> None:
-        self._moments.add(self._x, gradient[0].float(), self._before)
+        self._g.append(gradient[0].contiguous())
 
-    def begin_pass(self) -> None:
-        if self._done is not None and self.is_finite:
-            self._before = self._done.inverted()
+    def take_in(self) -> bool:
+        """Add a block's tokens, and let go of them; return whether all is finite.
 
-    def end_pass(self) -> None:
-        self._done, self._moments = self._moments, _Moments(*self._sizes)
-
-    @property
-    def is_finite(self) -> bool:
-        done = self._done
-        return done is not None and all(
-            bool(tensor.isfinite().all()) for tensor in (done.inputs, done.weighed, done.fisher, self._distances)
-        )
+        The first block's are weighed by what they themselves say; later ones by all that came before.
+        """
+        x = torch.cat(self._x).float()
+        g = torch.stack([torch.cat(self._g[draw::DRAWS]) for draw in range(DRAWS)]).float()
+        self._x, self._g = [], []
+        plain = Moments.plain(x, g)
+        if not (plain.is_finite and bool(self._distances.isfinite().all())):
+            return False
+        if self._moments is None:
+            self._moments = plain
+            for _ in range(ROUNDS):
+                self._moments = self._moments.reweigh(x, g, len(x))
+        else:
+            self._moments += self._moments.reweigh(x, g, self._tokens)
+        self._inputs += plain.inputs
+        self._mean += x.sum(0)
+        self._tokens += len(x)
+        return True
 
     def finish(self) -> LayerStatistics:
-        assert self._done is not None
-        done, tokens = self._done, self._done.tokens
+        assert self._moments is not None
+        tokens = self._tokens
         return LayerStatistics(
-            done.inputs.double() / tokens,
-            done.mean.double() / tokens,
-            shrunk(done.weighed.double() / tokens, SHRINK_INPUTS),
-            shrunk(done.fisher.double() / tokens, SHRINK_FISHER),
+            self._inputs.double() / tokens,
+            self._mean.double() / tokens,
+            shrunk(self._moments.inputs.double() / tokens, SHRINK_INPUTS),
+            shrunk(self._moments.gradients.double() / tokens, SHRINK_FISHER),
             self._distances.double() / self._distances.sum(),
         )
 
