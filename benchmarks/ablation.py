@@ -27,7 +27,9 @@ HERE = Path(__file__).parent
 HALF = {"kv": 0.5, "mode": "exact-rope"}
 ALIKE = {**HALF, "rank": 192}
 """Half of 384 in every layer, in place of ranks that are shared out."""
-NEXT_TO_NOTHING = 1e-3
+LESS = {"kv": 0.3125, "mode": "exact-rope", "recipe": "unfitted"}
+DRAWN = (statistics.SHRINK_INPUTS, statistics.SHRINK_FISHER)
+"""How far the plugin draws the moments of inputs and of gradients to the identity."""
 
 Moments = tuple[Tensor, Tensor]
 """Of the inputs, `[hidden, hidden]`, and of the gradients, `[out, out]`; made of tokens, `[seq, …]`, in float64."""
@@ -58,19 +60,36 @@ def nearest(clip: float | None = None, rounds: int = 3) -> Fit:
     return fit
 
 
-def matrix_normal(rounds: int = 3, power: float = 1.0, only: str = "both", shrink: bool = False) -> Fit:
-    """The maximum of the matrix normal's likelihood (Dutilleul 1999), as the plugin has it where it is shrunk."""
+def matrix_normal(
+    rounds: int = 3, power: float = 1.0, only: str = "both", shrink: tuple[float, float] = (0.0, 0.0)
+) -> Fit:
+    """The maximum of the matrix normal's likelihood (Dutilleul 1999)."""
 
     def fit(x: Tensor, g: Tensor) -> Moments:
         inputs, gradients = k_fac(x, g)
         for _ in range(rounds):
-            of_gradients = _form(g, torch.linalg.inv(shrunk(gradients, NEXT_TO_NOTHING))) ** power
-            of_inputs = _form(x, torch.linalg.inv(shrunk(inputs, NEXT_TO_NOTHING))) ** power
+            of_gradients = _form(g, torch.linalg.inv(shrunk(gradients, statistics._NEXT_TO_NOTHING))) ** power
+            of_inputs = _form(x, torch.linalg.inv(shrunk(inputs, statistics._NEXT_TO_NOTHING))) ** power
             inputs = inputs if only == "gradients" else _weighed(x, of_gradients)
             gradients = gradients if only == "inputs" else _weighed(g, of_inputs)
-        if shrink:
-            return shrunk(inputs, statistics.SHRINK_INPUTS), shrunk(gradients, statistics.SHRINK_FISHER)
-        return inputs, gradients
+        return shrunk(inputs, shrink[0]), shrunk(gradients, shrink[1])
+
+    return fit
+
+
+def plugins(many: int = statistics.DRAWS, shrink: tuple[float, float] = DRAWN) -> Fit:
+    """As the plugin has it, of so many draws; unlike above, weights are not brought to a mean of one.
+
+    So the product of both moments has the size that the likelihood gives it, by which ranks are shared out over layers.
+    """
+
+    def fit(x: Tensor, g: Tensor) -> Moments:
+        tokens = len(x) // statistics.DRAWS  # one draw stands behind the other
+        x, g = x[:tokens], g.view(statistics.DRAWS, tokens, -1)[:many]
+        found = statistics.Moments.plain(x, g)
+        for _ in range(statistics.ROUNDS):
+            found = found.reweigh(x, g, tokens)
+        return shrunk(found.inputs / tokens, shrink[0]), shrunk(found.gradients / tokens, shrink[1])
 
     return fit
 
@@ -91,7 +110,7 @@ def a_tenth(x: Tensor, g: Tensor) -> Moments:
     return inputs, shrunk(gradients, 0.1)
 
 
-TAKEN = matrix_normal(shrink=True)
+TAKEN = plugins()
 CASES: dict[str, tuple[Fit, dict[str, Any]]] = {
     "weights alone": (k_fac, {**HALF, "recipe": "plain"}),
     "inputs whitened, keys and values balanced, all layers alike": (k_fac, {**ALIKE, "recipe": "balanced"}),
@@ -107,11 +126,13 @@ CASES: dict[str, tuple[Fit, dict[str, Any]]] = {
     "six rounds": (matrix_normal(6), HALF),
     "the square root of the weights": (matrix_normal(power=0.5), HALF),
     "the weights' power 1.5": (matrix_normal(power=1.5), HALF),
-    "three rounds, both drawn a little to the identity": (TAKEN, HALF),
-    "one round, both drawn": (matrix_normal(1, shrink=True), HALF),
-    "two rounds, both drawn": (matrix_normal(2, shrink=True), HALF),
+    "three rounds, both drawn a little to the identity": (matrix_normal(shrink=DRAWN), HALF),
+    "one round, both drawn": (matrix_normal(1, shrink=DRAWN), HALF),
+    "two rounds, both drawn": (matrix_normal(2, shrink=DRAWN), HALF),
     "outputs left as they are": (TAKEN, {**HALF, "recipe": "unfitted"}),
     "absorbable, 31.25 %, outputs left as they are": (TAKEN, {"kv": 0.3125, "recipe": "unfitted"}),
+    **{f"31.25 %, outputs left as they are, draws: {many}": (plugins(many), LESS) for many in (1, 2, 4)},
+    "31.25 %, outputs left as they are, drawn less": (plugins(shrink=(0.003, 0.03)), LESS),
     **{f"absorbable, 50 %, {dims} rotated": (TAKEN, {"kv": 0.5, "rope_dims": dims}) for dims in (40, 48, 64, 80)},
     **{f"absorbable, 31.25 %, {dims} rotated": (TAKEN, {"kv": 0.3125, "rope_dims": dims}) for dims in (24, 32, 40, 48)},
 }

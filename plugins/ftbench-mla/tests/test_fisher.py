@@ -10,10 +10,11 @@ from ftbench_mla.statistics import ROUNDS, Moments, collect, fisher_roots, shrun
 
 
 def fitted(x: torch.Tensor, g: torch.Tensor, rounds: int = ROUNDS) -> Moments:
-    """Weigh tokens as often as that, their gradients drawn once."""
-    moments = Moments.plain(x, g[None])
+    """Weigh tokens as often as that, `[seq, hidden]`; gradients are `[seq, out]`, or `[draws, seq, out]`."""
+    g = g.view(-1, *g.shape[-2:])
+    moments = Moments.plain(x, g)
     for _ in range(rounds):
-        moments = moments.reweigh(x, g[None], len(x))
+        moments = moments.reweigh(x, g, len(x))
     return moments
 
 
@@ -40,9 +41,7 @@ def test_the_first_moments_are_plain_and_the_next_weigh_tokens_as_the_matrix_nor
 def test_several_draws_of_a_token_count_as_much_as_one() -> None:
     torch.manual_seed(0)
     x, g = torch.randn(300, 8), torch.randn(300, 6)
-    once, twice = fitted(x, g), Moments.plain(x, torch.stack([g, -g]))
-    for _ in range(ROUNDS):
-        twice = twice.reweigh(x, torch.stack([g, -g]), 300)
+    once, twice = fitted(x, g), fitted(x, torch.stack([g, -g]))
     assert torch.allclose(once.inputs, twice.inputs, rtol=1e-4, atol=1e-3)
     assert torch.allclose(once.gradients, twice.gradients, rtol=1e-4, atol=1e-3)
 
