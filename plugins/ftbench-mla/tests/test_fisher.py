@@ -6,7 +6,7 @@ from test_conversion import build
 
 from ftbench_mla import statistics
 from ftbench_mla.family import Family
-from ftbench_mla.statistics import ROUNDS, Moments, collect, fisher_roots, shrunk
+from ftbench_mla.statistics import ROUNDS, LayerStatistics, Moments, collect, fisher_roots, shrunk
 
 
 def fitted(x: torch.Tensor, g: torch.Tensor, rounds: int = ROUNDS) -> Moments:
@@ -78,9 +78,29 @@ def test_more_tokens_than_are_kept_at_a_time_tell_nearly_the_same(name: str, mon
     calibration = torch.randint(0, 64, (40, 40), generator=torch.Generator().manual_seed(1)).tolist()
     whole = collect(model, family, calibration)
     monkeypatch.setattr(statistics, "BLOCK", 400)
-    for one, other in zip(whole, collect(model, family, calibration), strict=True):
+    _alike(whole, collect(model, family, calibration))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gqa"])
+def test_few_tokens_that_come_first_do_not_weigh_the_many_after_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight tokens no moment can be inverted: by what they alone say, all others would count for far too much."""
+    model = build(name)
+    family = Family.of(model.config)
+    draw = torch.Generator().manual_seed(1)
+    calibration = [torch.randint(0, 64, (length,), generator=draw).tolist() for length in [8] + 20 * [60]]
+    whole = collect(model, family, calibration)
+    monkeypatch.setattr(statistics, "BLOCK", 60)
+    _alike(whole, collect(model, family, calibration))
+
+
+def _alike(whole: list[LayerStatistics], parts: list[LayerStatistics]) -> None:
+    for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one.inputs, other.inputs, rtol=1e-4, atol=1e-5)
         assert torch.allclose(one.mean, other.mean, rtol=1e-4, atol=1e-5)
         assert torch.allclose(one.distances, other.distances, rtol=1e-4, atol=1e-6)
         assert cosine(one.weighed, other.weighed) > 0.99
         assert cosine(one.fisher, other.fisher) > 0.99
+        sizes = [float(layer.weighed.trace() * layer.fisher.trace()) for layer in (one, other)]
+        assert 0.8 < sizes[0] / sizes[1] < 1.25  # the ranks of layers hang on it

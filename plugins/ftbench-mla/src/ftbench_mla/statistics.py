@@ -20,7 +20,7 @@ DRAWS = 4
 ROUNDS = 2
 """Of weighing tokens anew: after two, the moments hardly change any more."""
 
-BLOCK = 8192
+BLOCK = 4096
 """Tokens whose inputs and gradients are kept at a time."""
 
 SHRINK_INPUTS, SHRINK_FISHER = 0.1, 0.1
@@ -176,7 +176,8 @@ class _Layer:
         self._inputs = torch.zeros(hidden, hidden, device=device)
         self._mean = torch.zeros(hidden, device=device)
         self._distances = torch.zeros(longest, device=device)
-        self._moments: Moments | None = None
+        out = key.shape[0] + self._base.value.shape[0]
+        self._moments = Moments(torch.zeros(hidden, hidden, device=device), torch.zeros(out, out, device=device))
         self._tokens = 0
         self._x: list[Tensor] = []  # of each text of the block, [seq, hidden]
         self._g: list[Tensor] = []  # of each text of the block, as often as is drawn, [seq, 2 G h]
@@ -201,7 +202,7 @@ class _Layer:
     def take_in(self) -> bool:
         """Add a block's tokens, and let go of them; return whether all is finite.
 
-        The first block's are weighed by what they themselves say; later ones by all that came before.
+        Tokens are weighed by what their block and all that came before say; what came before keeps its weights.
         """
         x = torch.cat(self._x).float()
         g = torch.stack([torch.cat(self._g[draw::DRAWS]) for draw in range(DRAWS)]).float()
@@ -209,19 +210,16 @@ class _Layer:
         plain = Moments.plain(x, g)
         if not (plain.is_finite and bool(self._distances.isfinite().all())):
             return False
-        if self._moments is None:
-            self._moments = plain
-            for _ in range(ROUNDS):
-                self._moments = self._moments.reweigh(x, g, len(x))
-        else:
-            self._moments += self._moments.reweigh(x, g, self._tokens)
         self._inputs += plain.inputs
         self._mean += x.sum(0)
         self._tokens += len(x)
+        found = self._moments + plain
+        for _ in range(ROUNDS):
+            found = self._moments + found.reweigh(x, g, self._tokens)
+        self._moments = found
         return True
 
     def finish(self) -> LayerStatistics:
-        assert self._moments is not None
         tokens = self._tokens
         return LayerStatistics(
             self._inputs.double() / tokens,
