@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_conversion import build
 
-from ftbench_mla import statistics
+from ftbench_mla import padded, statistics
 from ftbench_mla.family import Family
 from ftbench_mla.statistics import ROUNDS, LayerStatistics, Moments, collect, fisher_roots, shrunk
 
@@ -71,16 +71,34 @@ def test_what_is_drawn_has_the_moment_of_labels_and_each_draw_is_more_like_it_th
     assert found.square().sum(-1).var() < 0.2 * labels.square().sum(-1).var()
 
 
+@pytest.fixture
+def same_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every token the same signs: what is drawn hangs on which texts stand side by side."""
+
+    def roots(chances: torch.Tensor, _draw: torch.Generator) -> torch.Tensor:
+        found = chances.sqrt() * (torch.arange(chances.shape[-1]) % 3 - 1)
+        return found - chances * found.sum(-1, keepdim=True)
+
+    monkeypatch.setattr(statistics, "fisher_roots", roots)
+
+
+def texts_of(*lengths: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randint(1, 64, (length,), generator=draw).tolist() for length in lengths]
+
+
+@pytest.mark.usefixtures("same_signs")
 @pytest.mark.parametrize("name", ["gpt2", "gqa"])
 def test_more_tokens_than_are_kept_at_a_time_tell_nearly_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
     family = Family.of(model.config)
-    calibration = torch.randint(0, 64, (40, 40), generator=torch.Generator().manual_seed(1)).tolist()
+    calibration = texts_of(*[40] * 40)
     whole = collect(model, family, calibration)
     monkeypatch.setattr(statistics, "BLOCK", 400)
-    _alike(whole, collect(model, family, calibration))
+    _alike(whole, collect(model, family, calibration), 0.99)
 
 
+@pytest.mark.usefixtures("same_signs")
 @pytest.mark.parametrize("name", ["gpt2", "gqa"])
 def test_few_tokens_that_come_first_do_not_weigh_the_many_after_them(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -88,19 +106,29 @@ def test_few_tokens_that_come_first_do_not_weigh_the_many_after_them(
     """Of eight tokens no moment can be inverted: by what they alone say, all others would count for far too much."""
     model = build(name)
     family = Family.of(model.config)
-    draw = torch.Generator().manual_seed(1)
-    calibration = [torch.randint(0, 64, (length,), generator=draw).tolist() for length in [8] + 20 * [60]]
+    calibration = texts_of(8, *[60] * 20)
     whole = collect(model, family, calibration)
     monkeypatch.setattr(statistics, "BLOCK", 60)
-    _alike(whole, collect(model, family, calibration))
+    _alike(whole, collect(model, family, calibration), 0.99)
 
 
-def _alike(whole: list[LayerStatistics], parts: list[LayerStatistics]) -> None:
-    for one, other in zip(whole, parts, strict=True):
+@pytest.mark.usefixtures("same_signs")
+@pytest.mark.parametrize("name", ["gpt2", "gqa"])
+def test_texts_side_by_side_tell_the_same_as_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(name)
+    family = Family.of(model.config)
+    calibration = texts_of(60, 3, 17, 60, 44, 1, 45, 30)
+    together = collect(model, family, calibration)
+    monkeypatch.setattr(padded, "TOKENS", 1)
+    _alike(together, collect(model, family, calibration), 0.99999)
+
+
+def _alike(ones: list[LayerStatistics], others: list[LayerStatistics], least: float) -> None:
+    for one, other in zip(ones, others, strict=True):
         assert torch.allclose(one.inputs, other.inputs, rtol=1e-4, atol=1e-5)
         assert torch.allclose(one.mean, other.mean, rtol=1e-4, atol=1e-5)
         assert torch.allclose(one.distances, other.distances, rtol=1e-4, atol=1e-6)
-        assert cosine(one.weighed, other.weighed) > 0.99
-        assert cosine(one.fisher, other.fisher) > 0.99
+        assert cosine(one.weighed, other.weighed) > least
+        assert cosine(one.fisher, other.fisher) > least
         sizes = [float(layer.weighed.trace() * layer.fisher.trace()) for layer in (one, other)]
-        assert 0.8 < sizes[0] / sizes[1] < 1.25  # the ranks of layers hang on it
+        assert 0.6 < sizes[0] / sizes[1] < 1.6  # the ranks of layers hang on it

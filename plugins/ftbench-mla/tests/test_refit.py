@@ -39,7 +39,7 @@ def collected(model: Any, calibration: list[list[int]]) -> tuple[list[Tensor], l
 @pytest.mark.parametrize(("name", "mode"), CASES)
 def test_each_layers_weights_are_the_ridge_regression_behind_the_layers_before(name: str, mode: Any) -> None:
     base = build(name, torch.float64)
-    # Unequal lengths: texts are run one by one.
+    # Unequal lengths: side by side they are padded, and here they are run one by one.
     calibration = [text[: 40 - index] for index, text in enumerate(texts())]
     model: Any = deepcopy(base)
     convert_keeping(model, calibration, Settings(kv=0.3, mode=mode))

@@ -106,7 +106,7 @@ class Family:
 
     @contextmanager
     def watch_keys_and_values(self, attention: Any, see: Callable[[Tensor], None]) -> Iterator[None]:
-        """Hand on the gradients by keys and values, `[1, seq, 2 G h]`, of every backward pass inside."""
+        """Hand on the gradients by keys and values, `[texts, seq, 2 G h]`, of every backward pass inside."""
         watched = [attention.c_attn] if self.kind == "gpt2" else [attention.k_proj, attention.v_proj]
         known: dict[int, Tensor] = {}
 

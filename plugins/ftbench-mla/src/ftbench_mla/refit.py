@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ftbench_mla.family import UnconvertibleError
 from ftbench_mla.modeling import attending, attention_name, layers_of
+from ftbench_mla.padded import side_by_side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +34,7 @@ def refit_outputs(model: "PreTrainedModel", before: Sequence[nn.Module], texts: 
     Args:
         model: converted, its layers' parts other than attention those of the base.
         before: the attention that each layer had.
-        texts: token ids; each is run by itself.
+        texts: token ids.
 
     Raises:
         UnconvertibleError: what the converted layers put out is not finite.
@@ -41,16 +42,17 @@ def refit_outputs(model: "PreTrainedModel", before: Sequence[nn.Module], texts: 
     training = model.training
     model.eval()
     try:
-        known = [_first_call(model, torch.tensor([list(text)], device=model.device)) for text in texts]
+        batches = list(side_by_side(texts, model.device))
+        known = [_first_call(model, batch.ids) for batch in batches]
         base, own = [hidden for hidden, _ in known], [hidden for hidden, _ in known]
         for index, (layer, attention) in enumerate(zip(layers_of(model), before, strict=True)):
             with attending(layer, attention), _seen(attention) as wanted:
                 base = [_out(layer, hidden, named) for hidden, (_, named) in zip(base, known, strict=True)]
             after = getattr(layer, attention_name(layer))
             fit = _Fit(after.o_proj)
-            for hidden, (_, named), output in zip(own, known, wanted, strict=True):
+            for batch, hidden, (_, named), output in zip(batches, own, known, wanted, strict=True):
                 (heads,), _ = _reach(after.o_proj, partial(layer, hidden, **named))
-                fit.add(heads, output)
+                fit.add(heads[batch.real], output[batch.real])
             if not fit.is_finite:
                 raise UnconvertibleError(f"what the converted layer {index} puts out is not finite")
             after.o_proj.weight += fit.change().to(after.o_proj.weight.dtype)
@@ -71,9 +73,9 @@ class _Fit:
         self._tokens = 0
 
     def add(self, heads: Tensor, wanted: Tensor) -> None:
-        """Add tokens: `heads` is `[1, seq, H h]`, `wanted` `[1, seq, hidden]`."""
-        rows, bias = heads[0].double(), self._output.bias
-        errors = wanted[0].double() - rows @ self._weight.T
+        """Add tokens: `heads` is `[tokens, H h]`, `wanted` `[tokens, hidden]`."""
+        rows, bias = heads.double(), self._output.bias
+        errors = wanted.double() - rows @ self._weight.T
         if bias is not None:
             errors -= bias.double()
         self._heads += rows.T @ rows
@@ -93,7 +95,7 @@ class _Fit:
 
 
 def _first_call(model: "PreTrainedModel", ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """Return a text's hidden states before the first layer, `[1, seq, hidden]`, and what layers are given beside."""
+    """Return hidden states before the first layer, `[texts, seq, hidden]`, and what layers are given beside."""
     given, named = _reach(layers_of(model)[0], partial(model, ids, use_cache=False))
     return (given[0], named) if given else (named.pop("hidden_states"), named)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ftbench_mla.family import Family, Projections, UnconvertibleError
+from ftbench_mla.padded import Batch, side_by_side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ class LayerStatistics:
 
 
 def collect(model: "PreTrainedModel", family: Family, sequences: Sequence[Sequence[int]]) -> list[LayerStatistics]:
-    """Run a model over token sequences, forward and backward, each by itself, and return its layers' statistics.
+    """Run a model over token sequences, forward and backward, and return its layers' statistics.
 
     Raises:
         UnconvertibleError: there is no sequence, or something is not a finite number.
@@ -73,8 +74,10 @@ def collect(model: "PreTrainedModel", family: Family, sequences: Sequence[Sequen
             for layer in layers:
                 stack.enter_context(layer.watching())
             for block in _blocks(sequences):
-                for sequence in block:
-                    _run(model, torch.tensor([list(sequence)], device=model.device), draw)
+                for batch in side_by_side(block, model.device):
+                    _run(model, batch, draw)
+                    for layer in layers:
+                        layer.keep(batch.real)
                 for index, layer in enumerate(layers):
                     if not layer.take_in():
                         raise UnconvertibleError(
@@ -97,11 +100,11 @@ def _blocks(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]
     yield block
 
 
-def _run(model: "PreTrainedModel", ids: Tensor, draw: torch.Generator) -> None:
+def _run(model: "PreTrainedModel", batch: Batch, draw: torch.Generator) -> None:
     """Go forward once, and backward for each draw."""
     with torch.enable_grad():
-        inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = model(inputs_embeds=inputs, use_cache=False).logits[0].float()
+        inputs = model.get_input_embeddings()(batch.ids).detach().requires_grad_()
+        logits = model(inputs_embeds=inputs, use_cache=False).logits[batch.real].float()
         chances = logits.detach().softmax(-1)
         if not bool(chances.isfinite().all()):
             raise UnconvertibleError("the model's predictions on the calibration texts are not finite numbers")
@@ -179,8 +182,10 @@ class _Layer:
         out = key.shape[0] + self._base.value.shape[0]
         self._moments = Moments(torch.zeros(hidden, hidden, device=device), torch.zeros(out, out, device=device))
         self._tokens = 0
-        self._x: list[Tensor] = []  # of each text of the block, [seq, hidden]
-        self._g: list[Tensor] = []  # of each text of the block, as often as is drawn, [seq, 2 G h]
+        self._seen: tuple[Tensor, Any] | None = None  # of a batch: its inputs, and its positions' angles
+        self._drawn: list[Tensor] = []  # of a batch: its gradients
+        self._x: list[Tensor] = []  # of each batch of the block, [tokens, hidden]
+        self._g: list[Tensor] = []  # of each batch of the block, [draws, tokens, 2 G h]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -191,13 +196,20 @@ class _Layer:
             yield
 
     def _see_inputs(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = (given[0] if given else named["hidden_states"]).detach()[0]
-        self._x.append(x)
-        angles = named.get("position_embeddings")
-        self._distances[: len(x)] += attended(self._base, self._family, self._attention, x.float(), angles)
+        self._seen = (given[0] if given else named["hidden_states"]).detach(), named.get("position_embeddings")
 
     def _see_gradients(self, gradient: Tensor) -> None:
-        self._g.append(gradient[0].contiguous())
+        self._drawn.append(gradient)
+
+    def keep(self, real: Tensor) -> None:
+        """Keep what was seen of a batch's texts, and not of what fills them up."""
+        assert self._seen is not None
+        x, angles = self._seen
+        found = attended(self._base, self._family, self._attention, x.float(), angles, real)
+        self._distances[: len(found)] += found
+        self._x.append(x[real])
+        self._g.append(torch.stack([gradient[real] for gradient in self._drawn]))
+        self._seen, self._drawn = None, []
 
     def take_in(self) -> bool:
         """Add a block's tokens, and let go of them; return whether all is finite.
@@ -205,7 +217,7 @@ class _Layer:
         Tokens are weighed by what their block and all that came before say; what came before keeps its weights.
         """
         x = torch.cat(self._x).float()
-        g = torch.stack([torch.cat(self._g[draw::DRAWS]) for draw in range(DRAWS)]).float()
+        g = torch.cat(self._g, dim=1).float()
         self._x, self._g = [], []
         plain = Moments.plain(x, g)
         if not (plain.is_finite and bool(self._distances.isfinite().all())):
@@ -231,17 +243,22 @@ class _Layer:
 
 
 def attended(
-    base: Projections, family: Family, attention: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor] | None
+    base: Projections,
+    family: Family,
+    attention: nn.Module,
+    x: Tensor,
+    angles: tuple[Tensor, Tensor] | None,
+    real: Tensor,
 ) -> Tensor:
-    """Return how much attention goes how many tokens back, `[seq]`, summed over heads and tokens.
+    """Return how much attention goes how many tokens back, `[seq]`, summed over texts, heads and tokens.
 
-    `x` is `[seq, hidden]`, `angles` cosines and sines of its positions.
+    `x` is `[texts, seq, hidden]`, `angles` cosines and sines of its positions, `real` which tokens count.
     """
     from ftbench_mla.attention import rotate
 
-    length = len(x)
+    length = x.shape[1]
     if angles is None:  # nothing is rotated, and so nobody asks
-        return torch.ones(length, device=x.device)
+        return real.sum(0).float()
     query = _heads(x, base.query, base.query_bias, base.size)
     key = _heads(x, base.key, base.key_bias, base.size)
     cos, sin = (one.float() for one in angles)
@@ -249,12 +266,13 @@ def attended(
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query @ key.transpose(2, 3) * family.scaling(attention)
     causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-    weights = scores.masked_fill(~causal, -torch.inf).softmax(-1)[0].sum(0)  # [seq, seq]
+    weights = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+    weights = weights.sum(1)[real].view(-1)  # of each token that counts, [tokens seq]
     places = torch.arange(length, device=x.device)
-    back = (places[:, None] - places[None]).clamp(min=0)
-    return torch.zeros(length, device=x.device).index_add_(0, back.flatten(), weights.flatten())
+    back = (places[:, None] - places[None]).clamp(min=0).expand(len(x), -1, -1)[real].view(-1)
+    return torch.zeros(length, device=x.device).index_add_(0, back, weights)
 
 
 def _heads(x: Tensor, weight: Tensor, bias: Tensor | None, size: int) -> Tensor:
     found = torch.nn.functional.linear(x, weight.float(), None if bias is None else bias.float())
-    return found.view(1, len(x), -1, size).transpose(1, 2)
+    return found.view(*x.shape[:2], -1, size).transpose(1, 2)
