@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Fit, dict[str, Any]]] = {
     "two rounds, both drawn": (matrix_normal(2, shrink=DRAWN), HALF),
     "outputs left as they are": (TAKEN, {**HALF, "recipe": "unfitted"}),
     "absorbable, 31.25 %, outputs left as they are": (TAKEN, {"kv": 0.3125, "recipe": "unfitted"}),
-    **{f"31.25 %, outputs left as they are, draws: {many}": (plugins(many), LESS) for many in (1, 2, 4)},
+    **{f"31.25 %, outputs left as they are, draws: {many}": (plugins(many), LESS) for many in (1, 2, 4, 6)},
     "31.25 %, outputs left as they are, drawn less": (plugins(shrink=(0.003, 0.03)), LESS),
     **{f"absorbable, 50 %, {dims} rotated": (TAKEN, {"kv": 0.5, "rope_dims": dims}) for dims in (40, 48, 64, 80)},
     **{f"absorbable, 31.25 %, {dims} rotated": (TAKEN, {"kv": 0.3125, "rope_dims": dims}) for dims in (24, 32, 40, 48)},
@@ -169,16 +169,14 @@ class _Kept(statistics._Layer):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.x: list[Tensor] = []
-        self.g: list[Tensor] = []
+        self.x: list[Tensor] = []  # [tokens, hidden]
+        self.g: list[Tensor] = []  # [draws, tokens, out]
         self.every.append(self)
 
     def take_in(self) -> bool:
-        """Take a block's tokens in, and keep them: a token's inputs as often as its gradients were drawn."""
-        draws = statistics.DRAWS
-        for draw in range(draws):
-            self.x += self._x
-            self.g += self._g[draw::draws]
+        """Take a block's tokens in, and keep them."""
+        self.x += self._x
+        self.g += self._g
         return super().take_in()
 
 
@@ -186,7 +184,9 @@ def _tokens(base: Any, calibration: list[list[int]]) -> tuple[list[Moments], lis
     """Return each layer's inputs and gradients, `[draws seq, …]`, and its statistics."""
     statistics._Layer = _Kept  # type: ignore[misc, assignment]
     seen = statistics.collect(base, Family.of(base.config), calibration)
-    return [(torch.cat(one.x), torch.cat(one.g)) for one in _Kept.every], seen
+    return [
+        (torch.cat(one.x).repeat(statistics.DRAWS, 1), torch.cat(one.g, dim=1).flatten(0, 1)) for one in _Kept.every
+    ], seen
 
 
 def _converted(

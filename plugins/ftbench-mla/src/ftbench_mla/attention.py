@@ -98,10 +98,14 @@ class LatentAttention(nn.Module):
         return self.output_dropout(output), weights
 
     def _grouped(self, heads: Tensor, maps: Tensor) -> Tensor:
-        """Take every head by its group's map: `[batch, H, seq, n]` and `[G, m, n]` to `[batch, H, seq, m]`."""
-        batch, _, length, size = heads.shape
-        split = heads.view(batch, self.shape.groups, -1, length, size)
-        return (split @ maps.transpose(1, 2)[:, None]).flatten(1, 2)
+        """Take every head by its group's map: `[batch, H, seq, n]` and `[G, m, n]` to `[batch, H, seq, m]`.
+
+        All rows and heads of a group stand below one another: a product that broadcasts would copy the maps for each.
+        """
+        batch, number, length, size = heads.shape
+        below = heads.reshape(batch, len(maps), -1, size).transpose(0, 1).reshape(len(maps), -1, size)
+        found = torch.bmm(below, maps.transpose(1, 2)).view(len(maps), batch, -1, maps.shape[1])
+        return found.transpose(0, 1).reshape(batch, number, length, -1)
 
     @staticmethod
     def _expanded(latent: Tensor, maps: Tensor) -> Tensor:
