@@ -78,7 +78,7 @@ def matrix_normal(
 
 
 def plugins(many: int = statistics.DRAWS, shrink: tuple[float, float] = DRAWN) -> Fit:
-    """As the plugin has it, of so many draws; unlike above, weights are not brought to a mean of one.
+    """As the plugin has it, of so many draws, but of all tokens at once; weights are not brought to a mean of one.
 
     So the product of both moments has the size that the likelihood gives it, by which ranks are shared out over layers.
     """
