@@ -77,15 +77,15 @@ def matrix_normal(
     return fit
 
 
-def plugins(many: int = statistics.DRAWS, shrink: tuple[float, float] = DRAWN) -> Fit:
+def plugins(many: int = EACH, shrink: tuple[float, float] = DRAWN) -> Fit:
     """As the plugin has it, of so many draws, but of all tokens at once; weights are not brought to a mean of one.
 
     So the product of both moments has the size that the likelihood gives it, by which ranks are shared out over layers.
     """
 
     def fit(x: Tensor, g: Tensor) -> Moments:
-        tokens = len(x) // statistics.DRAWS  # one draw stands behind the other
-        x, g = x[:tokens], g.view(statistics.DRAWS, tokens, -1)[:many]
+        tokens = len(x) // EACH  # one draw stands behind the other
+        x, g = x[:tokens], g.view(EACH, tokens, -1)[:many]
         found = statistics.Moments.plain(x, g)
         for _ in range(statistics.ROUNDS):
             found = found.reweigh(x, g, tokens)
@@ -184,9 +184,7 @@ def _tokens(base: Any, calibration: list[list[int]]) -> tuple[list[Moments], lis
     """Return each layer's inputs and gradients, `[draws seq, …]`, and its statistics."""
     statistics._Layer = _Kept  # type: ignore[misc, assignment]
     seen = statistics.collect(base, Family.of(base.config), calibration)
-    return [
-        (torch.cat(one.x).repeat(statistics.DRAWS, 1), torch.cat(one.g, dim=1).flatten(0, 1)) for one in _Kept.every
-    ], seen
+    return [(torch.cat(one.x).repeat(EACH, 1), torch.cat(one.g, dim=1).flatten(0, 1)) for one in _Kept.every], seen
 
 
 def _converted(
@@ -208,3 +206,6 @@ def _converted(
 
 if __name__ == "__main__":
     main()
+
+EACH = statistics.DRAWS[1]
+"""Draws of a token: what so few tokens as these have."""

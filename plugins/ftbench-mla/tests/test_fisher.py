@@ -123,6 +123,23 @@ def test_texts_side_by_side_tell_the_same_as_one_by_one(name: str, monkeypatch: 
     _alike(together, collect(model, family, calibration), 0.99999)
 
 
+@pytest.mark.parametrize(("gradients", "draws"), [(10**6, 6), (120, 3), (40, 2), (1, 2)])
+def test_many_tokens_are_drawn_twice_each_and_few_more_often(
+    monkeypatch: pytest.MonkeyPatch, gradients: int, draws: int
+) -> None:
+    model = build("gqa")
+    drawn = []
+
+    def roots(chances: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        drawn.append(len(chances))
+        return fisher_roots(chances, draw)
+
+    monkeypatch.setattr(statistics, "fisher_roots", roots)
+    monkeypatch.setattr(statistics, "GRADIENTS", gradients)
+    collect(model, Family.of(model.config), texts_of(25, 15))
+    assert sum(drawn) == draws * 40
+
+
 def _alike(ones: list[LayerStatistics], others: list[LayerStatistics], least: float) -> None:
     for one, other in zip(ones, others, strict=True):
         assert torch.allclose(one.inputs, other.inputs, rtol=1e-4, atol=1e-5)

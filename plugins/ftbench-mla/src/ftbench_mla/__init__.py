@@ -57,7 +57,7 @@ class Mla(ftbench.Algorithm):
         )
         rank: int | None = Field(None, ge=1, description="of every layer; by default what kv leaves")
         rope_dims: int | None = Field(None, ge=0, description="rotated beside the latent; by default a quarter")
-        calibration_tokens: int = Field(4096, ge=256, description="of the training texts, to decompose by")
+        calibration_tokens: int = Field(8192, ge=256, description="of the training texts, to decompose by")
         heal_tokens: int = Field(
             20_000, ge=0, description="beside the recipe's; half of training texts, half drawn by the base"
         )
