@@ -31,6 +31,9 @@ LESS = {"kv": 0.3125, "mode": "exact-rope", "recipe": "unfitted"}
 DRAWN = (statistics.SHRINK_INPUTS, statistics.SHRINK_FISHER)
 """How far the plugin draws the moments of inputs and of gradients to the identity."""
 
+EACH = statistics.DRAWS[1]
+"""Draws of a token: what so few tokens as these have."""
+
 Moments = tuple[Tensor, Tensor]
 """Of the inputs, `[hidden, hidden]`, and of the gradients, `[out, out]`; made of tokens, `[seq, …]`, in float64."""
 Fit = Callable[[Tensor, Tensor], Moments]
@@ -206,6 +209,3 @@ def _converted(
 
 if __name__ == "__main__":
     main()
-
-EACH = statistics.DRAWS[1]
-"""Draws of a token: what so few tokens as these have."""
