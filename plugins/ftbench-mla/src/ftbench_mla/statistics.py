@@ -19,7 +19,7 @@ DRAWS = (2, 6)
 """Gradients of a token, at least and at most. 31.25 % of SmolLM2-135M's cache cost 0.387 nats/token with one of each of
 3,072 tokens, 0.325 with six; 0.489 with one of each of 23,000 tokens, 0.477 with two."""
 
-GRADIENTS = 25_000
+GRADIENTS = 20_000
 """Of all tokens together, between these bounds: another token tells more than another draw of the same."""
 
 ROUNDS = 2
