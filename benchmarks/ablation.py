@@ -10,17 +10,17 @@ there is not measured again.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from latent import base_folder, load_base, read_texts
+from latent import base_folder, divergences, load_base, read_texts
 from torch import Tensor
 
 from ftbench_mla import conversion, statistics
 from ftbench_mla.family import Family
-from ftbench_mla.heal import diverge, predict
+from ftbench_mla.heal import predict
 from ftbench_mla.statistics import LayerStatistics, shrunk
 
 HERE = Path(__file__).parent
@@ -157,8 +157,7 @@ def main() -> None:
     for name in wanted:
         fit, settings = CASES[name]
         model = _converted(fit, settings, calibration, tokens, seen)
-        pairs = zip(("inside", "outside"), domains, known, strict=True)
-        rows.append({"case": name, **{where: asdict(diverge(model, texts, told)) for where, texts, told in pairs}})
+        rows.append({"case": name, **divergences(model, domains, known)})
         with path.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     for row in rows:

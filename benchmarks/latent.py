@@ -14,6 +14,7 @@ again.
 import argparse
 import json
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from pydoc_data.topics import topics
 from time import perf_counter
@@ -128,13 +129,13 @@ def _measure(
     model = load_base()
     settings = Settings(**{name: value for name, value in case.items() if name not in HEALING})
     healed: dict[str, Any] = {name: case.get(name, usual) for name, usual in HEALING.items()}
-    further = -(-healed["calibrate"] // LENGTH)
+    further = ceil(healed["calibrate"] / LENGTH)
     calibration, healing = calibration + healing[:further], healing[further:]
     start = perf_counter()
     teacher = convert_keeping(model, calibration, settings)
     found: dict[str, Any] = {"convert_seconds": round(perf_counter() - start, 1), "ranks": model.config.latent_ranks}
     if healed["heal"]:
-        found["converted"] = _divergence(model, domains, known)
+        found["converted"] = divergences(model, domains, known)
         length, converted = healed["length"], perf_counter()
         many = healed["heal"] // length
         share = {"drawn": many, "both": many - many // 2, "conversations": 0}[healed["texts"]]
@@ -149,10 +150,10 @@ def _measure(
         heal(model, teacher, texts, healed["rate"], settled, lambda loss, *_: losses.append(loss))
         found["heal_seconds"] = round(perf_counter() - drew, 1)
         found["heal_losses"] = losses
-    return {**found, **_divergence(model, domains, known)}
+    return {**found, **divergences(model, domains, known)}
 
 
-def _divergence(model: Any, domains: list[Texts], known: list[list[torch.Tensor]]) -> dict[str, Any]:
+def divergences(model: Any, domains: list[Texts], known: list[list[torch.Tensor]]) -> dict[str, Any]:
     """Compare with what the base predicts in both domains."""
     return {
         name: asdict(diverge(model, texts, predicted))
@@ -166,6 +167,9 @@ def _print(row: dict[str, Any]) -> None:
     kl, same, ratio = (
         " / ".join(form.format(row[where][name]) for where in ("inside", "outside")) for name, form in forms.items()
     )
+    before = row.get("converted")
+    if before:
+        kl += f" (before healing {before['inside']['kl']:.3f} / {before['outside']['kl']:.3f})"
     seconds = row["convert_seconds"]
     print(f"{what:45} KL {kl}, same likeliest token {same}, perplexity x {ratio}; {seconds:.0f} s", flush=True)
 
